@@ -48,7 +48,8 @@ class RewardBatch:
     Raises
     ------
     InvalidInputError
-        Wrong shapes or lengths (the message names the column), non-numeric or infinite rewards (it names reward and row).
+        Wrong shapes or lengths (the message names the column), rewards that are not numbers or are infinite (it names
+        reward and row).
     """
 
     rewards: Tensor

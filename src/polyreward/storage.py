@@ -34,9 +34,8 @@ def write_atomically(path: str | Path, write: Callable[[Path], None]) -> Path:
         temporary.chmod(0o644)
         temporary.replace(path)
     except OSError as error:
-        raise StorageError(
-            f"cannot write {path}: {error.strerror or error}; the earlier file, if any, is untouched"
-        ) from error
+        reason = error.strerror or error
+        raise StorageError(f"cannot write {path}: {reason}; the earlier file, if any, is untouched") from error
     finally:
         if temporary is not None:
             with contextlib.suppress(FileNotFoundError):
@@ -46,7 +45,11 @@ def write_atomically(path: str | Path, write: Callable[[Path], None]) -> Path:
 
 def write_text(path: str | Path, text: str) -> Path:
     """Write `text` as UTF-8."""
-    return write_atomically(path, lambda target: target.write_text(text, encoding="utf-8") and None)
+
+    def write(target: Path) -> None:
+        target.write_text(text, encoding="utf-8")
+
+    return write_atomically(path, write)
 
 
 def write_json(path: str | Path, value: Any) -> Path:

@@ -1,7 +1,7 @@
 """Rollout logs: writing our own, and reading ours, TRL's, verl's and plain tables into one `RewardBatch`.
 
-Our log is a folder of Parquet parts, one a generation step, each written whole by an atomic rename, so that a reader
-never sees half a part and a killed run loses at most the step it was in. One Parquet file of the same layout is read too.
+Our log is a folder of Parquet parts, one a generation step, each written whole by an atomic rename: a reader never sees
+half a part, and a killed run loses at most the step it was in. One Parquet file of the same layout is read too.
 
 ==============================================  =====================================================================
 path                                            read as
@@ -10,16 +10,17 @@ folder with ``part-*.parquet``, or a run folder polyreward rollout log
 with ``rollouts/``
 folder (or its parent) with                     what TRL writes with ``log_completions=True``; consecutive rows of one
 ``completions_*.parquet``                       prompt are a group, files repeated within one generation are read once
-folder or file of JSONL with ``input``,         verl's rollout dump; a group is one prompt of one step (or verl's uid)
+folder or file of JSONL with ``input``,         verl's rollout dump; a group is one prompt (verl's uid) of one step
 ``output`` and ``score``
-``.parquet``, ``.csv``, ``.jsonl`` file         our layout (``group``, ``reward/<name>``), or a plain table with `mapping`
+``.parquet``, ``.csv``, ``.jsonl`` file         our layout (``group``, ``reward/<name>``), or any table with `mapping`
 ==============================================  =====================================================================
 
-Samples are grouped within a step: the same prompt drawn again at a later step is another group, as it is for the trainer.
+Samples are grouped within a step: the same prompt drawn again later is another group, as it is for the trainer.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -66,7 +67,7 @@ class RolloutLog:
         return write_parquet(table, self.folder / f"part-{step:08d}-{earlier:02d}.parquet")
 
     def truncate(self, step: int) -> int:
-        """Delete the parts after `step`, as a run does that resumes from its checkpoint of that step; return how many."""
+        """Delete the parts after `step`, for a run that resumes from its checkpoint of that step; return how many."""
         late = [part for part in self.parts() if _step_of(part) > step]
         for part in late:
             part.unlink()
@@ -305,7 +306,7 @@ def _runs(prompts: Sequence[Any], steps: Sequence[Any]) -> pa.Array:
 
     keys = [(step, str(prompt)) for step, prompt in zip(steps, prompts, strict=True)]
     starts = [0] + [i for i in range(1, len(keys)) if keys[i] != keys[i - 1]] + [len(keys)]
-    lengths = [b - a for a, b in zip(starts, starts[1:], strict=False)]
+    lengths = [b - a for a, b in itertools.pairwise(starts)]
     size = math.gcd(*lengths)
     if size == 1:
         return pa.array(np.repeat(np.arange(len(lengths)), lengths))
