@@ -1,8 +1,8 @@
 """What a study is: a paper's claim made falsifiable at small scale, and the record of what came out.
 
 A study module states its claim, measure and rule, and defines two functions. ``run_seed(seed, config)`` runs every
-arm for one seed and returns ``{arm: {quantity: figure}}``; ``judge(runs)`` turns the figures of all seeds into a verdict
-by a rule fixed before running. `polyreward.studies.runner` spreads the seeds over processes or a Ray cluster.
+arm for one seed and returns ``{arm: {quantity: figure}}``; ``judge(runs)`` turns the figures of all seeds into a
+verdict by a rule fixed before running. `polyreward.studies.runner` spreads the seeds over processes or a Ray cluster.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""What a sample is worth, learned from people: the contract that every reward model follows."""
