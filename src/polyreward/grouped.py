@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy import sparse
 from torch import Tensor
 
 from polyreward.errors import InvalidInputError
@@ -52,20 +53,30 @@ class Segments:
     def _order(self) -> Tensor:
         return torch.sort(self.codes, stable=True).indices
 
+    @cached_property
+    def _incidence(self) -> sparse.csc_matrix:
+        """1 where a row (column of the matrix) belongs to a segment; its product adds whole rows at once."""
+        rows = len(self)
+        return sparse.csc_matrix(
+            (np.ones(rows), self.codes.numpy(), np.arange(rows + 1)), shape=(self.count, rows), copy=False
+        )
+
     def label(self, code: int) -> Any:
         """The id that `code` stands for."""
         return code if self.labels is None else self.labels[code]
 
     def sum(self, values: Tensor) -> Tensor:
         """Sum of `values` (N,) or (N, K) in each segment, float64 (count,) or (count, K). 0 for an empty segment."""
-        if values.ndim == 2:
-            if values.shape[1] == 0:
-                return values.new_zeros((self.count, 0), dtype=torch.float64)
-            return torch.stack([self.sum(column) for column in values.unbind(1)], dim=1)
         values = values.to(torch.float64)
+        if self.count == 1:
+            return values.sum(dim=0, keepdim=True)
         if values.is_cuda:
             return torch.segment_reduce(values[self._order], "sum", lengths=self.sizes, initial=0.0)
-        return values.new_zeros(self.count).scatter_add_(0, self.codes, values)
+        if values.ndim == 1:
+            return values.new_zeros(self.count).scatter_add_(0, self.codes, values)
+        if values.requires_grad:
+            return values.new_zeros((self.count, values.shape[1])).index_add_(0, self.codes, values)
+        return torch.from_numpy(self._incidence @ values.numpy())
 
     def number(self, mask: Tensor | None = None) -> Tensor:
         """Number of rows that take part, float64 (count,) or (count, K) by the shape of `mask` (None: all rows)."""
@@ -81,7 +92,7 @@ class Segments:
 
         0 where fewer than ``ddof + 1`` rows take part. `ddof` 0 is the population variance, 1 the sample variance.
         """
-        centred = values.to(torch.float64) - self.spread(self.mean(values, mask))
+        centred = values.to(torch.float64, copy=True).sub_(self.spread(self.mean(values, mask)))
         if mask is not None:
             centred = centred * mask
         total = self.sum(centred.square())
@@ -94,6 +105,8 @@ class Segments:
 
     def spread(self, per_segment: Tensor) -> Tensor:
         """Give each row its segment's entry: (count, ...) -> (N, ...)."""
+        if self.count == 1:
+            return per_segment.expand(len(self), *per_segment.shape[1:])
         return per_segment.index_select(0, self.codes)
 
     def constant(self, values: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -139,7 +152,7 @@ def factorize(ids: Ids, *, name: str = "ids", device: torch.device | str | None 
     if array.ndim != 1:
         raise InvalidInputError(f"{name} must be one-dimensional, got shape {array.shape}")
     if array.dtype.kind in "iub":
-        return _factorize_integers(torch.as_tensor(array.astype(np.int64, copy=False)).to(device or "cpu"))
+        return _factorize_integers(torch.as_tensor(np.require(array, np.int64, ["W"])).to(device or "cpu"))
     if array.dtype.kind == "f":
         raise InvalidInputError(f"{name} must be integers or strings, got {array.dtype}")
     codes, labels = _factorize_objects(array.tolist())

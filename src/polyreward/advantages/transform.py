@@ -122,7 +122,10 @@ def compute_advantages(transform: Transform, batch: RewardBatch) -> Tensor:
     InvalidInputError
         The transform did not reduce the K rewards to one number a sample, or returned a value that is not finite.
     """
-    advantages = transform(batch.rewards, batch)
+    rewards = batch.rewards
+    # parts hand each other the dtype they got: half precision would be rounded between any two of them
+    wide = rewards.float() if rewards.dtype in (torch.float16, torch.bfloat16) else rewards
+    advantages = transform(wide, batch).to(rewards.dtype)
     if advantages.ndim == 2 and advantages.shape[1] == 1:
         advantages = advantages.squeeze(1)
     if advantages.shape != (len(batch),):

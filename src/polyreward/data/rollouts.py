@@ -338,12 +338,21 @@ def _check_rewards(table: pa.Table, path: Path) -> None:
                 raise InvalidInputError(f"{path}: reward {shown!r} is {column[row].as_py()} in row {row + 1}")
         elif not (pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind)):
             values = column.to_pylist()
-            row = next(i for i, v in enumerate(values) if not _is_number(v))
+            # a text column may hold numbers up to the entry that is none; point at that entry
+            row = next((i for i, v in enumerate(values) if not _is_number(v) and not _reads_as_number(v)), 0)
             raise InvalidInputError(f"{path}: reward {shown!r} is {values[row]!r} in row {row + 1}, expected a number")
 
 
 def _is_number(value: Any) -> bool:
     return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+
+
+def _reads_as_number(value: Any) -> bool:
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _step_of(part: Path) -> int:
