@@ -1,0 +1,51 @@
+"""Objectives: from advantages and log-probabilities to a loss.
+
+`PolicyObjective` is the contract and the loss; trust region, ratio, aggregation, KL and entropy are its parts.
+``OBJECTIVES`` maps the names that recipes use to presets.
+"""
+
+from polyreward.objectives.aggregation import aggregate
+from polyreward.objectives.divergence import KLPenalty, kl_estimate
+from polyreward.objectives.entropy import EntropyBonus, EntropyHinge, task_entropy
+from polyreward.objectives.presets import (
+    OBJECTIVES,
+    dapo_objective,
+    dr_grpo_objective,
+    ema_grpo_objective,
+    etr_objective,
+    gaussian_grpo_objective,
+    grpo_objective,
+    gspo_objective,
+    make_objective,
+    objective_config,
+    token_mean_objective,
+)
+from polyreward.objectives.surrogate import ObjectiveResult, PolicyObjective, clipped_surrogate, importance_ratio
+from polyreward.objectives.trust_region import ElasticTrustRegion, FixedClip, TrustRegion
+
+__all__ = [
+    "OBJECTIVES",
+    "ElasticTrustRegion",
+    "EntropyBonus",
+    "EntropyHinge",
+    "FixedClip",
+    "KLPenalty",
+    "ObjectiveResult",
+    "PolicyObjective",
+    "TrustRegion",
+    "aggregate",
+    "clipped_surrogate",
+    "dapo_objective",
+    "dr_grpo_objective",
+    "ema_grpo_objective",
+    "etr_objective",
+    "gaussian_grpo_objective",
+    "grpo_objective",
+    "gspo_objective",
+    "importance_ratio",
+    "kl_estimate",
+    "make_objective",
+    "objective_config",
+    "task_entropy",
+    "token_mean_objective",
+]
