@@ -1,0 +1,1 @@
+"""Rewards: what a sample is worth by rule, verifier or format, and how rewards compose into rewards."""

@@ -1,0 +1,236 @@
+"""Graded comparisons for grounding, counting and transcription (OneThinker, arXiv 2512.03043).
+
+Functions work on numpy arrays or tensors along the last axis; the rewards below read predictions from text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from polyreward.errors import InvalidInputError
+from polyreward.rewards.answers import check_place, find_answer, numbers_in, parse_number
+from polyreward.rewards.contract import Reward, Sample
+from polyreward.rewards.proximity import numbers_from, read_numbers
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+THRESHOLDS = tuple(0.5 + 0.05 * i for i in range(10))
+
+
+def iou_1d(first: np.ndarray | Tensor, second: np.ndarray | Tensor) -> Any:
+    """Intersection over union of intervals (..., 2) given as start, end; (...) in [0, 1].
+
+    0 where an interval ends before it starts, and where the union is empty. NaN counts as no overlap.
+    """
+    return _iou(first, second, 1)
+
+
+def iou_2d(first: np.ndarray | Tensor, second: np.ndarray | Tensor) -> Any:
+    """Intersection over union of boxes (..., 4) given as left, top, right, bottom; (...) in [0, 1].
+
+    0 where a box has no area or is inside out. NaN counts as no overlap.
+    """
+    return _iou(first, second, 2)
+
+
+def mean_relative_accuracy(
+    prediction: np.ndarray | Tensor | float, target: np.ndarray | Tensor | float, tolerance: float = 1e-9
+) -> Any:
+    """Mean over t in {0.50, 0.55, ..., 0.95} of ``[relative error < 1 - t]``, in [0, 1] (arXiv 2512.03043).
+
+    The comparison is strict, with `tolerance` against rounding: an error of exactly ``1 - t`` does not count. For a
+    target of 0 only 0 is right. NaN in the prediction earns 0.
+    """
+    tensor = hasattr(prediction, "new_tensor") or hasattr(target, "new_tensor")
+    p: Any = prediction if tensor else np.asarray(prediction, dtype=np.float64)
+    t: Any = target if tensor else np.asarray(target, dtype=np.float64)
+    miss, size = abs(p - t), abs(t)
+    counts = [((miss < (1 - threshold - tolerance) * size) | (miss == 0)) * 1.0 for threshold in THRESHOLDS]
+    return sum(counts) / len(THRESHOLDS)
+
+
+def matched_point_similarity(points: np.ndarray, targets: np.ndarray, spread: float = 50.0) -> float:
+    """``exp(-d^2 / (2 spread^2))``, d the mean distance of the best one-to-one matching; in [0, 1].
+
+    Parameters
+    ----------
+    points, targets : float (P, 2)
+        Numbers of points may differ: then the similarity is 0.
+
+    Raises
+    ------
+    InvalidInputError
+        No targets, or arrays of another shape.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    points, targets = np.asarray(points, dtype=np.float64), np.asarray(targets, dtype=np.float64)
+    if targets.ndim != 2 or targets.shape[0] == 0 or points.ndim != 2 or points.shape[1] != targets.shape[1]:
+        raise InvalidInputError(f"expected points (P, D) and targets (Q, D), got {points.shape} and {targets.shape}")
+    if len(points) != len(targets) or not np.isfinite(points).all():
+        return 0.0
+    distance = np.linalg.norm(points[:, None] - targets[None], axis=2)
+    mean = distance[linear_sum_assignment(distance)].mean()
+    return float(np.exp(-(mean**2) / (2 * spread**2)))
+
+
+def wer_score(reference: str, hypothesis: str) -> float:
+    """``max(0, 1 - word error rate)``; the rate is the edit distance in words over the reference's words.
+
+    Raises
+    ------
+    InvalidInputError
+        A reference without words.
+    """
+    wanted, given = reference.split(), hypothesis.split()
+    if not wanted:
+        raise InvalidInputError("the reference has no words")
+    known: dict[str, int] = {}
+    codes = [np.array([known.setdefault(word, len(known)) for word in words]) for words in (wanted, given)]
+    offsets = np.arange(len(given) + 1)
+    row = offsets
+    for number, word in enumerate(codes[0], start=1):
+        step = np.empty_like(row)
+        step[0] = number
+        step[1:] = np.minimum(row[1:] + 1, row[:-1] + (codes[1] != word))
+        row = np.minimum.accumulate(step - offsets) + offsets  # insertions: a running minimum along the row
+    return max(0.0, 1.0 - float(row[-1]) / len(wanted))
+
+
+@dataclass(frozen=True)
+class OverlapReward(Reward):
+    """Intersection over union of the interval or box in the text with the reference (arXiv 2512.03043). Range [0, 1].
+
+    Parameters
+    ----------
+    column : str
+        Column of the reference: 2 or 4 numbers, or a list of such, of which the best counts.
+    shape : "interval" (start, end) or "box" (left, top, right, bottom)
+    extract : as in `ExactMatch`
+
+    The last 2 or 4 numbers of the answer count; fewer earn 0.
+    """
+
+    column: str = "box"
+    shape: Literal["interval", "box"] = "box"
+    extract: str = "text"
+
+    def __post_init__(self) -> None:
+        check_place(self.extract)
+        if self.shape not in ("interval", "box"):
+            raise InvalidInputError(f"shape must be 'interval' or 'box', got {self.shape!r}")
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The column of the reference."""
+        return (self.column,)
+
+    def score(self, sample: Sample) -> float:
+        """Value in [0, 1]."""
+        axes = 1 if self.shape == "interval" else 2
+        wanted = read_numbers(self, sample, self.column, 2 * axes)
+        if not (wanted[:, axes:] > wanted[:, :axes]).all():
+            raise self.refuse(sample, self.column, f"{wanted.tolist()} has no extent")
+        given = numbers_from(find_answer(sample.text, self.extract) or "", 2 * axes)
+        return 0.0 if given is None else float(_iou(given, wanted, axes).max())
+
+
+@dataclass(frozen=True)
+class RelativeAccuracyReward(Reward):
+    """`mean_relative_accuracy` of the last number in the answer (arXiv 2512.03043). Range [0, 1]."""
+
+    column: str = "answer"
+    extract: str = "text"
+
+    def __post_init__(self) -> None:
+        check_place(self.extract)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The column of the reference number."""
+        return (self.column,)
+
+    def score(self, sample: Sample) -> float:
+        """Value in [0, 1]."""
+        target = parse_number(str(sample.columns[self.column]))
+        if target is None:
+            raise self.refuse(sample, self.column, f"{sample.columns[self.column]!r} is no number")
+        given = numbers_from(find_answer(sample.text, self.extract) or "", 1)
+        return 0.0 if given is None else float(mean_relative_accuracy(given[0], target))
+
+
+@dataclass(frozen=True)
+class PointsReward(Reward):
+    """`matched_point_similarity` of the points in the answer, read two numbers at a time (arXiv 2512.03043).
+
+    Range [0, 1]. The column holds a list of (x, y); another number of points earns 0.
+    """
+
+    column: str = "points"
+    spread: float = 50.0
+    extract: str = "text"
+
+    def __post_init__(self) -> None:
+        check_place(self.extract)
+        if not self.spread > 0:
+            raise InvalidInputError(f"spread must be positive, got {self.spread}")
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The column of the points."""
+        return (self.column,)
+
+    def score(self, sample: Sample) -> float:
+        """Value in [0, 1]."""
+        wanted = read_numbers(self, sample, self.column, 2)
+        found = find_answer(sample.text, self.extract) or ""
+        count = len(numbers_in(found))
+        given = numbers_from(found, count) if count else None
+        if given is None or count != wanted.size:
+            return 0.0
+        return matched_point_similarity(given.reshape(-1, 2), wanted, self.spread)
+
+
+@dataclass(frozen=True)
+class TranscriptionReward(Reward):
+    """`wer_score` of the answer: 1 minus the word error rate, not below 0 (arXiv 2512.03043). Range [0, 1]."""
+
+    column: str = "answer"
+    extract: str = "text"
+    ignore_case: bool = False
+
+    def __post_init__(self) -> None:
+        check_place(self.extract)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The column of the reference text."""
+        return (self.column,)
+
+    def score(self, sample: Sample) -> float:
+        """Value in [0, 1]."""
+        wanted = str(sample.columns[self.column])
+        given = find_answer(sample.text, self.extract) or ""
+        if not wanted.split():
+            raise self.refuse(sample, self.column, "the reference has no words")
+        return wer_score(wanted.lower(), given.lower()) if self.ignore_case else wer_score(wanted, given)
+
+
+def _iou(first: Any, second: Any, axes: int) -> Any:
+    module: Any = np
+    if hasattr(first, "new_tensor"):
+        import torch
+
+        module, a, b = torch, first, second
+    else:
+        a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    shared = module.minimum(a[..., axes:], b[..., axes:]) - module.maximum(a[..., :axes], b[..., :axes])
+    shared = shared.clip(0, None).prod(-1)
+    sizes = [(box[..., axes:] - box[..., :axes]).clip(0, None).prod(-1) for box in (a, b)]
+    union = sizes[0] + sizes[1] - shared
+    fits = shared > 0
+    return module.where(fits, shared / module.where(fits, union, 1.0), 0.0)
