@@ -1,0 +1,197 @@
+"""The parts a recipe names, made from their names: rewards, advantage, objective, curriculum.
+
+Everything is resolved before a run starts, so that a misspelt name or a wrong parameter costs a second and not a night.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from polyreward.advantages.transform import Transform, blend, chain
+from polyreward.curricula.sampler import Curriculum
+from polyreward.errors import InvalidInputError, MissingFileError, PolyrewardError, UnknownNameError, nearest
+from polyreward.training.recipe import (
+    AdvantageSection,
+    BranchSection,
+    CurriculumSection,
+    ObjectiveSection,
+    RewardSection,
+)
+
+Reward = Callable[..., list[float | None]]
+
+_TASK_REWARDS = {
+    "task_score": "polyreward.tasks.mixture:TaskScore",
+    "answer_format": "polyreward.tasks.mixture:AnswerFormat",
+    "tool_cost": "polyreward.tasks.mixture:ToolCost",
+}
+
+
+def make_reward(section: RewardSection) -> Reward:
+    """The reward of one recipe entry, under the entry's name.
+
+    Raises
+    ------
+    UnknownNameError, MissingFileError, InvalidInputError
+        No such built-in, module, file or function, or parameters it does not take.
+    """
+    wanted = section.use or section.name
+    part = _from_reference(wanted) if ":" in wanted else _built_in_reward(wanted)
+    reward = _configured(part, section.options, f"reward {section.name!r}")
+    if not callable(reward):
+        raise InvalidInputError(f"reward {section.name!r}: {wanted} is not a function")
+    return _Named(reward, section.name)
+
+
+class _Named:
+    """A reward under the name that the recipe gives it."""
+
+    def __init__(self, reward: Reward, name: str) -> None:
+        self.reward, self.__name__ = reward, name
+
+    def __call__(self, prompts: Any, completions: Any, **columns: Any) -> list[float | None]:
+        return self.reward(prompts, completions, **columns)
+
+
+def make_advantage(section: AdvantageSection | BranchSection, rewards: Sequence[RewardSection]) -> Transform:
+    """The advantage transform of a recipe, with the weights of its rewards."""
+    weights = {reward.name: reward.weight for reward in rewards}
+    if isinstance(section, AdvantageSection) and section.blend:
+        return blend(*(branch.weight * make_advantage(branch, rewards) for branch in section.blend))
+    if section.chain:
+        return chain(*(_chain_part(entry, weights) for entry in section.chain))
+    from polyreward.advantages.presets import PRESETS
+
+    name = (section.preset or "grpo").replace("_", "-")
+    if name not in PRESETS:
+        raise UnknownNameError(f"advantage.preset: no preset {name!r}{nearest(name, PRESETS)}")
+    preset = PRESETS[name]
+    options = dict(section.options)
+    if "weights" in inspect.signature(preset).parameters:
+        options.setdefault("weights", weights)
+    elif any(weight != 1 for weight in weights.values()):
+        raise InvalidInputError(f"advantage.preset {name!r} takes no weights, but a reward has a weight other than 1")
+    return _configured(preset, options, f"advantage.preset {name!r}")  # type: ignore[no-any-return]
+
+
+def advantage_parts() -> dict[str, type[Transform]]:
+    """Every transform of `polyreward.advantages`, by class name."""
+    import polyreward.advantages as room
+
+    found: dict[str, type[Transform]] = {}
+    for module in pkgutil.iter_modules(room.__path__):
+        for name, part in vars(importlib.import_module(f"polyreward.advantages.{module.name}")).items():
+            if isinstance(part, type) and issubclass(part, Transform) and part is not Transform and name[0] != "_":
+                found[name] = part
+    return found
+
+
+def make_objective(section: ObjectiveSection) -> Any | None:
+    """The objective of a recipe; None for TRL's own loss."""
+    if section.name is None:
+        return None
+    from polyreward.objectives.presets import OBJECTIVES
+
+    name = section.name.replace("_", "-")
+    if name not in OBJECTIVES:
+        raise UnknownNameError(f"objective.name: no objective {name!r}{nearest(name, OBJECTIVES)}")
+    return _configured(OBJECTIVES[name], section.options, f"objective {name!r}")
+
+
+def make_curriculum(section: CurriculumSection, tasks: Sequence[str]) -> Curriculum | None:
+    """The curriculum over tasks; None for uniform draws of the rows."""
+    if section.name == "uniform":
+        return None
+    from polyreward.curricula.bandit import AdvantageBandit
+
+    return _configured(lambda **o: AdvantageBandit(tasks, **o), section.options, "curriculum", AdvantageBandit)  # type: ignore[no-any-return]
+
+
+def _chain_part(entry: Mapping[str, Any], weights: Mapping[str, float]) -> Transform:
+    options = dict(entry)
+    name = options.pop("part", None)
+    known = advantage_parts()
+    if name not in known:
+        raise UnknownNameError(f"advantage.chain: no part {name!r}{nearest(str(name), known)}")
+    options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+    if name == "WeightedSum":
+        options.setdefault("weights", dict(weights))
+    return _configured(known[name], options, f"advantage.chain part {name}")  # type: ignore[no-any-return]
+
+
+def _built_in_reward(name: str) -> Any:
+    known: dict[str, Any] = dict(_TASK_REWARDS)
+    import polyreward.rewards as room
+
+    for module in pkgutil.iter_modules(room.__path__):
+        loaded = importlib.import_module(f"polyreward.rewards.{module.name}")
+        for title, part in vars(loaded).items():
+            if title[0] != "_" and callable(part) and getattr(part, "__module__", "") == loaded.__name__:
+                known.setdefault(_snake(title), part)
+    wanted = _snake(name.replace("-", "_"))
+    if wanted not in known:
+        raise UnknownNameError(
+            f"no built-in reward {name!r}{nearest(wanted, known)}; your own is 'module:function' or 'path.py:function'"
+        )
+    part = known[wanted]
+    return _from_reference(part) if isinstance(part, str) else part
+
+
+def _from_reference(reference: str) -> Any:
+    """The object behind ``module:name`` or ``path.py:name``."""
+    source, _, name = reference.rpartition(":")
+    if source.endswith(".py"):
+        path = Path(source)
+        if not path.is_file():
+            raise MissingFileError(f"reward {reference!r}: no such file: {path}")
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        load: Callable[[], Any] = lambda: spec.loader.exec_module(module)  # type: ignore[union-attr]  # noqa: E731
+    else:
+        module = None
+
+        def load() -> Any:
+            return importlib.import_module(source)
+
+    try:
+        module = load() or module
+    except Exception as error:
+        raise InvalidInputError(
+            f"reward {reference!r}: importing it failed: {type(error).__name__}: {error}"
+        ) from error
+    if not hasattr(module, name):
+        public = [title for title in vars(module) if title[0] != "_"]
+        raise UnknownNameError(f"reward {reference!r}: {source} has no {name!r}{nearest(name, public)}")
+    return getattr(module, name)
+
+
+def _configured(part: Any, options: Mapping[str, Any], where: str, signature_of: Any = None) -> Any:
+    """Call a class or factory with its options; a function that is itself the part takes none."""
+    parameters = inspect.signature(signature_of or part).parameters
+    if not isinstance(part, type) and signature_of is None and {"prompts", "completions"} <= set(parameters):
+        if options:
+            raise InvalidInputError(f"{where}: a plain function takes no options, got {sorted(options)}")
+        return part
+    open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    for option in options:
+        if option not in parameters and not open_ended:
+            raise UnknownNameError(f"{where}: unknown option {option!r}{nearest(option, parameters)}")
+    try:
+        return part(**options)
+    except PolyrewardError as error:
+        raise InvalidInputError(f"{where}: {error}") from error
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(f"{where}: {error}") from error
+
+
+def _snake(name: str) -> str:
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()

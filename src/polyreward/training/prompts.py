@@ -1,0 +1,179 @@
+"""Prompts of a run: a reasoning-gym mixture, or a person's own file with its columns mapped.
+
+Rows always hold ``prompt``, ``task`` and ``points``, ``answer`` where there is one, and whatever other columns the file
+has; rewards receive them all.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from polyreward.errors import InvalidInputError, MissingColumnError, MissingFileError, nearest
+from polyreward.tasks.mixture import Family, rows
+from polyreward.training.recipe import ColumnsSection, Recipe
+
+Row = dict[str, Any]
+HELD_OUT_SEED = 999_983  # the held-out problems are the same for every seed of a run
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Training and held-out rows."""
+
+    train: list[Row]
+    held_out: list[Row]
+
+    @property
+    def tasks(self) -> list[str]:
+        """Names of the tasks, in order of appearance."""
+        return list(dict.fromkeys(str(row["task"]) for row in self.train))
+
+
+def load_prompts(recipe: Recipe, seed: int) -> Prompts:
+    """The rows a run trains on and those it is scored on; no held-out prompt is among the training prompts.
+
+    Raises
+    ------
+    MissingFileError, MissingColumnError, InvalidInputError
+        The message names file, row and column.
+    """
+    if recipe.data.path is not None:
+        return _own(recipe, seed)
+    families = families_of(recipe)
+    style = prompt_style(recipe)
+    held_out = rows(families, recipe.tasks.held_out, HELD_OUT_SEED, style=style)
+    known = frozenset(row["prompt"] for row in held_out)
+    return Prompts(rows(families, recipe.tasks.prompts, seed, style=style, exclude=known), held_out)
+
+
+def families_of(recipe: Recipe) -> list[Family]:
+    """The task families of a recipe."""
+    return [Family(family.name, family.points, family.options) for family in recipe.tasks.families]
+
+
+def prompt_style(recipe: Recipe) -> str:
+    """How problems are worded: in a few characters for the policy made here, in full for any other."""
+    if recipe.tasks.style != "auto":
+        return recipe.tasks.style
+    return "compact" if recipe.policy.model is None else "question"
+
+
+def read_prompts(path: str | Path, columns: ColumnsSection, split: str = "train") -> list[Row]:
+    """Read a JSONL, Parquet or CSV file, or a `datasets` data set, and map its columns."""
+    table = _read(path, split)
+    if not table:
+        raise InvalidInputError(f"{path} has no rows")
+    found = list(table[0])
+    for meaning, name in columns.model_dump().items():
+        if name is not None and name not in found:
+            raise MissingColumnError(
+                f"{path} has no column {name!r} for the {meaning}{nearest(name, found)}; "
+                f"name it with --column {meaning}=NAME"
+            )
+    answer = columns.answer or ("answer" if "answer" in found else None)
+    task = columns.task or ("task" if "task" in found else None)
+    result = []
+    for number, row in enumerate(table, start=1):
+        prompt = row[columns.prompt]
+        if prompt is None or prompt == "" or prompt == []:
+            raise InvalidInputError(f"{path}, row {number}: the column {columns.prompt!r} is empty")
+        mapped = {"points": 1.0, **row, "prompt": prompt, "task": str(row[task]) if task else "all"}
+        if answer:
+            mapped["answer"] = row[answer]
+        result.append(mapped)
+    return result
+
+
+def _own(recipe: Recipe, seed: int) -> Prompts:
+    assert recipe.data.path is not None
+    table = read_prompts(recipe.data.path, recipe.data.columns, recipe.data.split)
+    size = max(1, round(recipe.data.held_out * len(table)))
+    if size >= len(table):
+        raise InvalidInputError(f"{recipe.data.path} has {len(table)} rows; at least 2 are needed to hold some out")
+    order = np.random.default_rng(HELD_OUT_SEED).permutation(len(table))
+    held_out = [table[i] for i in sorted(order[:size].tolist())]
+    known = {json.dumps(row["prompt"], default=str) for row in held_out}
+    train = [table[i] for i in sorted(order[size:].tolist())]
+    train = [row for row in train if json.dumps(row["prompt"], default=str) not in known]
+    if not train:
+        raise InvalidInputError(f"{recipe.data.path}: every prompt is among the held-out ones")
+    return Prompts(train, held_out)
+
+
+def _read(path: str | Path, split: str) -> list[Row]:
+    file = Path(path)
+    if file.suffix not in (".jsonl", ".json", ".csv", ".parquet"):
+        return _data_set(str(path), split)
+    if not file.is_file():
+        raise MissingFileError(f"no such file: {path}")
+    if file.stat().st_size == 0:
+        raise InvalidInputError(f"{path} is empty")
+    if file.suffix == ".parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            return pq.read_table(file).to_pylist()  # type: ignore[no-any-return]
+        except (pa.ArrowInvalid, OSError) as error:
+            raise InvalidInputError(f"{path} is not a readable Parquet file: {error}") from error
+    return _read_csv(file) if file.suffix == ".csv" else _read_jsonl(file)
+
+
+def _read_jsonl(file: Path) -> list[Row]:
+    table: list[Row] = []
+    expected: set[str] = set()
+    with file.open(encoding="utf-8") as stream:
+        for number, line in enumerate(stream, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise InvalidInputError(f"{file}, line {number}: not valid JSON ({error.msg})") from error
+            if not isinstance(row, dict):
+                raise InvalidInputError(f"{file}, line {number}: expected a JSON object, found {type(row).__name__}")
+            expected = expected or set(row)
+            if set(row) != expected:
+                odd = sorted(set(row) ^ expected)
+                raise InvalidInputError(
+                    f"{file}, line {number}: its keys differ from the first line's in {', '.join(odd)}"
+                )
+            table.append(row)
+    return table
+
+
+def _read_csv(file: Path) -> list[Row]:
+    with file.open(encoding="utf-8", newline="") as stream:
+        reader = csv.reader(stream)
+        header = next(reader, [])
+        table = []
+        for row in reader:
+            if not row:
+                continue
+            if len(row) != len(header):
+                raise InvalidInputError(
+                    f"{file}, line {reader.line_num}: {len(row)} fields, the header has {len(header)}"
+                )
+            table.append(dict(zip(header, row, strict=True)))
+    return table
+
+
+def _data_set(name: str, split: str) -> list[Row]:
+    import datasets
+
+    try:
+        loaded: Sequence[Mapping[str, Any]] = (
+            datasets.load_from_disk(name) if Path(name).is_dir() else datasets.load_dataset(name, split=split)
+        )
+    except Exception as error:  # every data set script and hub failure has its own type
+        raise MissingFileError(
+            f"cannot read the data set {name!r} (split {split!r}): {type(error).__name__}: {str(error).splitlines()[0]}"
+        ) from error
+    return [dict(row) for row in loaded]
