@@ -186,7 +186,7 @@ def test_the_run_folder_in_the_way_is_named(call, recipe: Path, tmp_path: Path) 
         (["--set", "rewards.brevity.use=nowhere:f"], "importing it failed"),
         (["--set", "tasks.families.0.name=chain_smu"], "no task 'chain_smu'; did you mean 'chain_sum'"),
         (["--set", "tasks.tools=['clac']"], "no tool 'clac'; did you mean 'calc'"),
-        (["--set", "curriculum.name=dmp"], "Input should be 'dump' or 'uniform'"),
+        (["--set", "curriculum.name=dmp"], "curriculum: no curriculum 'dmp'; did you mean 'dump'"),
         (["--model", "./no/such/model"], "policy.model: no such folder: ./no/such/model"),
         (["--model", "EMPTY"], "cannot load"),
         (["--data", "gone.jsonl", "--model", "EMPTY"], "no such file: gone.jsonl"),

@@ -7,15 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polyreward.errors import InvalidInputError, MissingFileError, PolyrewardError, UnknownNameError
-from polyreward.training.parts import make_advantage, make_curriculum, make_reward
+from polyreward.training.parts import make_advantage, make_curriculum, make_objective, make_reward
 from polyreward.training.recipe import (
     AdvantageSection,
     CurriculumSection,
+    ObjectiveSection,
     RewardSection,
     load_recipe,
     to_toml,
     write_recipe,
 )
+from polyreward.training.run import check_parts
 
 MINIMAL = """\
 name = "mine"
@@ -45,9 +47,9 @@ def test_defaults_fill_in_and_the_written_recipe_reads_back_equal(tmp_path: Path
     assert load_recipe(write(tmp_path, MINIMAL)).training.steps == 3
 
 
-def test_the_shown_recipe_is_the_built_in_one() -> None:
-    shown = Path(__file__).parents[2] / "recipes" / "demo.toml"
-    assert load_recipe(shown) == load_recipe("demo")
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "recipes").glob("*.toml")), ids=lambda p: p.stem)
+def test_every_shown_recipe_can_be_run(path: Path) -> None:
+    assert check_parts(load_recipe(path)).rewards
 
 
 @pytest.mark.parametrize(
@@ -169,8 +171,7 @@ def test_blend_adds_its_weighted_branches() -> None:
     ("chain", "message"),
     [
         (({"part": "Centre"},), "no part 'Centre'; did you mean 'Center'"),
-        (({"part": "Center", "buy": "task"},), "part Center: unknown option 'buy'; did you mean 'by'"),
-        (({"by": "task"},), "no part None"),
+        (({"part": "Center", "buy": "task"},), r"chain\[0\]: part Center has no argument 'buy'; did you mean 'by'"),
     ],
 )
 def test_misspelt_parts_are_refused(chain: tuple[dict, ...], message: str) -> None:
@@ -215,10 +216,39 @@ def test_reward_file_that_fails_to_import_says_why(tmp_path: Path) -> None:
 def test_curriculum_options_are_checked() -> None:
     assert make_curriculum(CurriculumSection(), ["a"]) is None
     assert make_curriculum(CurriculumSection(name="dump", options={"window": 9}), ["a", "b"]).window == 9
-    with pytest.raises(UnknownNameError, match="unknown option 'windw'; did you mean 'window'"):
+    assert make_curriculum(CurriculumSection(name="easy-to-hard", options={"steps": 9}), ["a", "b"]).names == ("a", "b")
+    with pytest.raises(UnknownNameError, match="curriculum: no curriculum 'dmp'; did you mean 'dump'"):
+        make_curriculum(CurriculumSection(name="dmp"), ["a"])
+    with pytest.raises(UnknownNameError, match="has no option 'windw'; did you mean 'window'"):
         make_curriculum(CurriculumSection(name="dump", options={"windw": 9}), ["a"])
     with pytest.raises(InvalidInputError, match="curriculum: window must be at least 1"):
         make_curriculum(CurriculumSection(name="dump", options={"window": 0}), ["a"])
+
+
+def test_objectives_by_name_and_by_parts() -> None:
+    assert make_objective(ObjectiveSection()) is None
+    named = make_objective(ObjectiveSection(name="etr", options={"micro": 0.5, "kl": 0.01}))
+    parts = {"trust_region": {"kind": "elastic", "micro": 0.5}, "aggregation": "token-mean", "kl": {"weight": 0.01}}
+    assert make_objective(ObjectiveSection(parts=parts)) == named
+    with pytest.raises(UnknownNameError, match="objective: no objective 'ert'; did you mean 'etr'"):
+        make_objective(ObjectiveSection(name="ert"))
+    with pytest.raises(UnknownNameError, match="objective: .*no option 'mikro'; did you mean 'micro'"):
+        make_objective(ObjectiveSection(name="etr", options={"mikro": 0.5}))
+    with pytest.raises(InvalidInputError, match="objective: micro must be in"):
+        make_objective(ObjectiveSection(name="etr", options={"micro": 2.0}))
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ("name='etr'\nkl=0.1", "kl belongs to TRL's own loss"),
+        ("name='etr'\nparts={ratio='token'}", "a name or parts, only one"),
+        ("options={low=0.1}", "options belong to a name"),
+    ],
+)
+def test_an_objective_is_described_once(tmp_path: Path, section: str, message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        load_recipe(write(tmp_path, MINIMAL + f"[objective]\n{section}\n"))
 
 
 def test_the_page_on_training_holds_the_present_reference() -> None:

@@ -1,1 +1,1 @@
-"""."""
+"""The training loops: language models on TRL, and the main job that `polyreward train` runs."""

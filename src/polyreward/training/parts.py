@@ -10,20 +10,18 @@ import importlib.util
 import inspect
 import pkgutil
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from polyreward.advantages.transform import Transform, blend, chain
-from polyreward.curricula.sampler import Curriculum
+from polyreward import curricula, objectives
+from polyreward.advantages.config import from_config
+from polyreward.advantages.transform import Transform
+from polyreward.curricula import Curriculum
 from polyreward.errors import InvalidInputError, MissingFileError, PolyrewardError, UnknownNameError, nearest
-from polyreward.training.recipe import (
-    AdvantageSection,
-    BranchSection,
-    CurriculumSection,
-    ObjectiveSection,
-    RewardSection,
-)
+from polyreward.objectives import PolicyObjective
+from polyreward.training.recipe import AdvantageSection, CurriculumSection, ObjectiveSection, RewardSection
 
 Reward = Callable[..., list[float | None]]
 
@@ -60,70 +58,36 @@ class _Named:
         return self.reward(prompts, completions, **columns)
 
 
-def make_advantage(section: AdvantageSection | BranchSection, rewards: Sequence[RewardSection]) -> Transform:
-    """The advantage transform of a recipe, with the weights of its rewards."""
-    weights = {reward.name: reward.weight for reward in rewards}
-    if isinstance(section, AdvantageSection) and section.blend:
-        return blend(*(branch.weight * make_advantage(branch, rewards) for branch in section.blend))
-    if section.chain:
-        return chain(*(_chain_part(entry, weights) for entry in section.chain))
-    from polyreward.advantages.presets import PRESETS
-
-    name = (section.preset or "grpo").replace("_", "-")
-    if name not in PRESETS:
-        raise UnknownNameError(f"advantage.preset: no preset {name!r}{nearest(name, PRESETS)}")
-    preset = PRESETS[name]
-    options = dict(section.options)
-    if "weights" in inspect.signature(preset).parameters:
-        options.setdefault("weights", weights)
-    elif any(weight != 1 for weight in weights.values()):
-        raise InvalidInputError(f"advantage.preset {name!r} takes no weights, but a reward has a weight other than 1")
-    return _configured(preset, options, f"advantage.preset {name!r}")  # type: ignore[no-any-return]
+def make_advantage(section: AdvantageSection, rewards: Sequence[RewardSection]) -> Transform:
+    """The advantage transform of a recipe, with the weights of its rewards; GRPO where the recipe names none."""
+    config = section.model_dump(exclude_defaults=True) or {"preset": "grpo"}
+    return from_config(config, weights={reward.name: reward.weight for reward in rewards})
 
 
-def advantage_parts() -> dict[str, type[Transform]]:
-    """Every transform of `polyreward.advantages`, by class name."""
-    import polyreward.advantages as room
-
-    found: dict[str, type[Transform]] = {}
-    for module in pkgutil.iter_modules(room.__path__):
-        for name, part in vars(importlib.import_module(f"polyreward.advantages.{module.name}")).items():
-            if isinstance(part, type) and issubclass(part, Transform) and part is not Transform and name[0] != "_":
-                found[name] = part
-    return found
-
-
-def make_objective(section: ObjectiveSection) -> Any | None:
+def make_objective(section: ObjectiveSection) -> PolicyObjective | None:
     """The objective of a recipe; None for TRL's own loss."""
-    if section.name is None:
+    if section.name is None and not section.parts:
         return None
-    from polyreward.objectives.presets import OBJECTIVES
-
-    name = section.name.replace("_", "-")
-    if name not in OBJECTIVES:
-        raise UnknownNameError(f"objective.name: no objective {name!r}{nearest(name, OBJECTIVES)}")
-    return _configured(OBJECTIVES[name], section.options, f"objective {name!r}")
+    config = dict(section.parts) or {"preset": section.name, **section.options}
+    with _in_section("objective"):
+        return objectives.make_objective(config)
 
 
 def make_curriculum(section: CurriculumSection, tasks: Sequence[str]) -> Curriculum | None:
     """The curriculum over tasks; None for uniform draws of the rows."""
     if section.name == "uniform":
         return None
-    from polyreward.curricula.bandit import AdvantageBandit
+    with _in_section("curriculum"):
+        return curricula.make_curriculum({"name": section.name, **section.options}, tasks)
 
-    return _configured(lambda **o: AdvantageBandit(tasks, **o), section.options, "curriculum", AdvantageBandit)  # type: ignore[no-any-return]
 
-
-def _chain_part(entry: Mapping[str, Any], weights: Mapping[str, float]) -> Transform:
-    options = dict(entry)
-    name = options.pop("part", None)
-    known = advantage_parts()
-    if name not in known:
-        raise UnknownNameError(f"advantage.chain: no part {name!r}{nearest(str(name), known)}")
-    options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
-    if name == "WeightedSum":
-        options.setdefault("weights", dict(weights))
-    return _configured(known[name], options, f"advantage.chain part {name}")  # type: ignore[no-any-return]
+@contextmanager
+def _in_section(name: str) -> Iterator[None]:
+    """Say in an error which section of the recipe it is about."""
+    try:
+        yield
+    except PolyrewardError as error:
+        raise type(error)(f"{name}: {error}") from error
 
 
 def _built_in_reward(name: str) -> Any:
@@ -174,10 +138,10 @@ def _from_reference(reference: str) -> Any:
     return getattr(module, name)
 
 
-def _configured(part: Any, options: Mapping[str, Any], where: str, signature_of: Any = None) -> Any:
-    """Call a class or factory with its options; a function that is itself the part takes none."""
-    parameters = inspect.signature(signature_of or part).parameters
-    if not isinstance(part, type) and signature_of is None and {"prompts", "completions"} <= set(parameters):
+def _configured(part: Any, options: Mapping[str, Any], where: str) -> Any:
+    """Call a class or factory with its options; a function that is itself the reward takes none."""
+    parameters = inspect.signature(part).parameters
+    if not isinstance(part, type) and {"prompts", "completions"} <= set(parameters):
         if options:
             raise InvalidInputError(f"{where}: a plain function takes no options, got {sorted(options)}")
         return part
@@ -187,9 +151,7 @@ def _configured(part: Any, options: Mapping[str, Any], where: str, signature_of:
             raise UnknownNameError(f"{where}: unknown option {option!r}{nearest(option, parameters)}")
     try:
         return part(**options)
-    except PolyrewardError as error:
-        raise InvalidInputError(f"{where}: {error}") from error
-    except (TypeError, ValueError) as error:
+    except (PolyrewardError, TypeError, ValueError) as error:
         raise InvalidInputError(f"{where}: {error}") from error
 
 

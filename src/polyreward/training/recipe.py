@@ -144,25 +144,37 @@ class AdvantageSection(Section):
 
 
 class ObjectiveSection(Section):
-    """How advantages become a loss."""
+    """How advantages become a loss: TRL's own loss, an objective by name, or one described part by part."""
 
     name: str | None = Field(
-        default=None,
-        description="One of polyreward.objectives.presets.OBJECTIVES, e.g. dapo; left out: TRL's own loss.",
+        default=None, description="One of polyreward.objectives.OBJECTIVES, e.g. dapo; left out: TRL's own loss."
     )
-    options: dict[str, Any] = Field(default_factory=dict, description="Parameters of the objective.")
-    clip: float = Field(
-        default=0.2, gt=0, description="Clip of the probability ratio below (and above unless clip_high is set)."
+    options: dict[str, Any] = Field(default_factory=dict, description="Parameters of the named objective.")
+    parts: dict[str, Any] = Field(
+        default_factory=dict,
+        description="In place of a name: trust_region = {kind = 'elastic'}, aggregation = 'token-mean', kl = {...}, ...",
     )
-    clip_high: float | None = Field(default=0.28, gt=0, description="Clip of the probability ratio above.")
-    kl: float = Field(default=0.0, ge=0, description="Weight of the KL term to the starting policy.")
+    clip: float = Field(default=0.2, gt=0, description="TRL's loss: clip of the probability ratio below.")
+    clip_high: float | None = Field(default=0.28, gt=0, description="TRL's loss: clip of the ratio above.")
+    kl: float = Field(default=0.0, ge=0, description="TRL's loss: weight of the KL term to the starting policy.")
+
+    @model_validator(mode="after")
+    def _one_loss(self) -> ObjectiveSection:
+        if self.name is not None and self.parts:
+            raise ValueError("give a name or parts, only one of them")
+        if self.options and self.name is None:
+            raise ValueError("options belong to a name")
+        for key in ("clip", "clip_high", "kl"):
+            if (self.name is not None or self.parts) and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key} belongs to TRL's own loss; set it under options or parts of the objective")
+        return self
 
 
 class CurriculumSection(Section):
     """Which task the next prompts come from."""
 
-    name: Literal["dump", "uniform"] = Field(
-        default="uniform", description="dump: bandit on the mean absolute advantage."
+    name: str = Field(
+        default="uniform", description="One of polyreward.curricula.CURRICULA, e.g. dump (bandit on |advantage|)."
     )
     options: dict[str, Any] = Field(default_factory=dict, description="Parameters of the curriculum.")
 

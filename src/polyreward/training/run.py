@@ -252,7 +252,7 @@ def _trainer(
         "reward_weights": [reward.weight for reward in recipe.rewards],
         "epsilon": recipe.objective.clip,
         "epsilon_high": recipe.objective.clip_high,
-        "beta": recipe.objective.kl,
+        "beta": recipe.objective.kl if parts.objective is None else _kl_weight(parts.objective),
         "seed": seed,
         "use_cpu": settings.device == "cpu",
         "bf16": _wants_bfloat16(recipe),
@@ -282,6 +282,10 @@ def _trainer(
     for printer in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(printer)
     return trainer
+
+
+def _kl_weight(objective: Any) -> float:
+    return 0.0 if objective.kl is None else float(objective.kl.weight)
 
 
 class _Rollout:

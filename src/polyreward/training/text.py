@@ -16,6 +16,7 @@ GRPO: DeepSeekMath (arXiv 2402.03300).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from polyreward.curricula import Curriculum, CurriculumSampler
 from polyreward.data.rollouts import RolloutLog
 from polyreward.errors import InvalidInputError, MissingColumnError, nearest
 from polyreward.grouped import Segments
-from polyreward.objectives import PolicyObjective
+from polyreward.objectives import ElasticTrustRegion, PolicyObjective
 from polyreward.storage import write_atomically
 from polyreward.training.columns import completion_hash, gather_columns, text_of
 from polyreward.training.reward_calls import checked_reward, with_reward_weights
@@ -58,7 +59,8 @@ class PolyrewardGRPOTrainer(GRPOTrainer):
     Parameters
     ----------
     model, reward_funcs, args, train_dataset, **trl
-        As for `trl.GRPOTrainer`. A part of `advantage` that takes weights and has none gets ``args.reward_weights``.
+        As for `trl.GRPOTrainer`. A part of `advantage` or an elastic trust region that takes weights and has none gets
+        ``args.reward_weights``.
     advantage : Transform, optional
         From rewards to advantages, over the rollouts of all processes. Default: TRL's own computation, bit for bit.
     objective : PolicyObjective, optional
@@ -123,14 +125,20 @@ class PolyrewardGRPOTrainer(GRPOTrainer):
         self._sampler: CurriculumSampler | None = None
         if advantage is not None:
             self._refuse(_SET_BY_ADVANTAGE, "an advantage transform")
-            weights = self.args.reward_weights or [1.0] * len(names)
-            self.advantage = with_reward_weights(advantage, dict(zip(names, weights, strict=True)))
+            self.advantage = with_reward_weights(advantage, self._reward_weights())
         if objective is not None:
             self._check_objective(objective)
+            region = objective.trust_region
+            if isinstance(region, ElasticTrustRegion) and region.weights is None:
+                self.objective = replace(objective, trust_region=replace(region, weights=self._reward_weights()))
         if self.rollout_log is not None and self.accelerator.is_main_process:
             self.add_callback(_DropLaterRollouts(self.rollout_log))
         if curriculum is not None:
             self._sampler = self._make_sampler(curriculum, curriculum_column)
+
+    def _reward_weights(self) -> dict[str, float]:
+        weights = self.args.reward_weights or [1.0] * len(self.reward_func_names)
+        return dict(zip(self.reward_func_names, weights, strict=True))
 
     def _refuse(self, options: Sequence[str], by: str) -> None:
         for option in options:

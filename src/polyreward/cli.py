@@ -1,0 +1,55 @@
+"""The command line. Commands live in `polyreward.commands`, one module each, and load heavy libraries when they run."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from polyreward import __version__
+from polyreward.commands.diagnose import diagnose
+from polyreward.commands.methods import methods
+from polyreward.commands.reproduce import reproduce
+from polyreward.commands.train import train
+from polyreward.errors import PolyrewardError
+
+app = typer.Typer(
+    name="polyreward",
+    help="Heterogeneous rewards: score, combine, normalise, optimise, steer by and audit them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for command in (train, diagnose, reproduce, methods):
+    app.command()(command)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"polyreward {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line: exit code 2 with one red line on bad input, 130 on Ctrl-C."""
+    try:
+        code = app(standalone_mode=True)
+    except PolyrewardError as error:
+        red, plain = ("\033[31m", "\033[0m") if sys.stderr.isatty() else ("", "")
+        print(f"{red}error: {error}{plain}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        code = 130
+    if code == 130:
+        print("interrupted; run the same command again to go on from what is finished", file=sys.stderr)
+    raise SystemExit(code or 0)
