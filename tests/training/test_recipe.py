@@ -232,7 +232,7 @@ def test_objectives_by_name_and_by_parts() -> None:
     assert make_objective(ObjectiveSection(parts=parts)) == named
     with pytest.raises(UnknownNameError, match="objective: no objective 'ert'; did you mean 'etr'"):
         make_objective(ObjectiveSection(name="ert"))
-    with pytest.raises(UnknownNameError, match="objective: .*no option 'mikro'; did you mean 'micro'"):
+    with pytest.raises(UnknownNameError, match=r"objective: .*no option 'mikro'; did you mean 'micro'"):
         make_objective(ObjectiveSection(name="etr", options={"mikro": 0.5}))
     with pytest.raises(InvalidInputError, match="objective: micro must be in"):
         make_objective(ObjectiveSection(name="etr", options={"micro": 2.0}))

@@ -152,7 +152,7 @@ class ObjectiveSection(Section):
     options: dict[str, Any] = Field(default_factory=dict, description="Parameters of the named objective.")
     parts: dict[str, Any] = Field(
         default_factory=dict,
-        description="In place of a name: trust_region = {kind = 'elastic'}, aggregation = 'token-mean', kl = {...}, ...",
+        description="In place of a name: trust_region = {kind = 'elastic'}, aggregation = 'token-mean', ...",
     )
     clip: float = Field(default=0.2, gt=0, description="TRL's loss: clip of the probability ratio below.")
     clip_high: float | None = Field(default=0.28, gt=0, description="TRL's loss: clip of the ratio above.")
