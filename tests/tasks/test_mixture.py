@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from polyreward.errors import InvalidInputError, UnknownNameError
+from polyreward.errors import InvalidInputError, MissingColumnError, UnknownNameError
 from polyreward.tasks.mixture import AnswerFormat, Family, TaskScore, ToolCost, compact_prompt, rows, score, solution
 from polyreward.tasks.tools import final_answer
 from polyreward.training.prompts import families_of
@@ -25,6 +25,11 @@ def test_reference_answer_earns_the_maximum_and_nothing_earns_more(family: Famil
         assert marks(row, row["answer"]) == 0  # no answer tags
         for wrong in ("", "0", "zzz"):
             assert 0 <= marks(row, f"<answer>{wrong}</answer>") <= family.points
+
+
+def test_a_score_without_answers_says_how_to_name_them():
+    with pytest.raises(MissingColumnError, match="--column answer=NAME"):
+        TaskScore()(["p"], ["c"], gold=["x"])
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)

@@ -157,6 +157,7 @@ def test_bad_prompt_files(tmp_path: Path, name: str, content: str, message: str)
 
 
 def test_prompt_files_are_mapped_alike_in_every_format(tmp_path: Path) -> None:
+    import datasets
     import polars as pl
 
     frame = pl.DataFrame({"q": ["1+1", "2+2"], "a": ["2", "4"], "kind": ["x", "y"]})
@@ -175,6 +176,13 @@ def test_prompt_files_are_mapped_alike_in_every_format(tmp_path: Path) -> None:
         "task": "y",
         "answer": "4",
     }
+    data = datasets.Dataset.from_pandas(frame.to_pandas())
+    data.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict({"train": data}).save_to_disk(tmp_path / "several")
+    for folder in ("one", "several"):
+        assert read_prompts(tmp_path / folder, columns) == found[0]
+    with pytest.raises(MissingFileError, match=r"split 'test'"):
+        read_prompts(tmp_path / "several", columns, split="test")
     with pytest.raises(MissingFileError, match="no such file"):
         read_prompts(tmp_path / "gone.csv", columns)
     with pytest.raises(MissingColumnError, match="for the answer"):

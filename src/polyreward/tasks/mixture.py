@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from polyreward.errors import InvalidInputError, UnknownNameError, nearest
+from polyreward.errors import InvalidInputError, MissingColumnError, UnknownNameError, nearest
 from polyreward.tasks.tools import TOOLS, ToolBox, final_answer
 
 Entry = dict[str, Any]
@@ -119,7 +119,8 @@ class TaskScore:
     """Reward: the graded score of the final answer times the points of its task.
 
     Reads the columns ``answer``, ``task`` and, when present, ``metadata`` (JSON) and ``points``. A row whose task is
-    no reasoning-gym family is scored by exact match of the stripped answer. Range ``[0, points]``.
+    no reasoning-gym family is scored by exact match of the stripped answer. Range ``[0, points]``. Raises
+    `MissingColumnError` without answers.
     """
 
     __name__ = "task_score"
@@ -127,6 +128,11 @@ class TaskScore:
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
         """One value a completion."""
         count = len(completions)
+        if "answer" not in columns:
+            raise MissingColumnError(
+                f"the reward 'task_score' reads the column 'answer'{nearest('answer', columns)}; "
+                "map it with --column answer=NAME, or score with a reward of your own"
+            )
         answers = columns["answer"]
         tasks = columns.get("task") or [None] * count
         metadata = columns.get("metadata") or [None] * count

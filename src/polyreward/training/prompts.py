@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -169,9 +168,8 @@ def _data_set(name: str, split: str) -> list[Row]:
     import datasets
 
     try:
-        loaded: Sequence[Mapping[str, Any]] = (
-            datasets.load_from_disk(name) if Path(name).is_dir() else datasets.load_dataset(name, split=split)
-        )
+        loaded: Any = datasets.load_from_disk(name) if Path(name).is_dir() else datasets.load_dataset(name, split=split)
+        loaded = loaded[split] if isinstance(loaded, datasets.DatasetDict) else loaded
     except Exception as error:  # every data set script and hub failure has its own type
         raise MissingFileError(
             f"cannot read the data set {name!r} (split {split!r}): {type(error).__name__}: {str(error).splitlines()[0]}"
