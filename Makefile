@@ -29,10 +29,12 @@ lint: $(VENV)/.ready  ## style, types and import rules
 bench: $(VENV)/.ready  ## side by side with peers; writes benchmarks/README.md
 	$(BIN)/python benchmarks/run.py $(if $(wildcard $(VERL_VENV)/.ready),--verl-python $(VERL_VENV)/bin/python)
 
+# the last four are what verl's trainers import and its package does not require
 $(VERL_VENV)/.ready: pyproject.toml constraints-verl.txt
 	$(PYTHON) -m venv $(VERL_VENV)
 	$(VERL_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-verl.txt torch setuptools
-	$(VERL_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-verl.txt verl
+	$(VERL_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-verl.txt verl \
+		TransferQueue cachetools fastapi uvicorn
 	$(VERL_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
 	touch $@
 
