@@ -221,7 +221,7 @@ def test_curriculum_options_are_checked() -> None:
         make_curriculum(CurriculumSection(name="dmp"), ["a"])
     with pytest.raises(UnknownNameError, match="has no option 'windw'; did you mean 'window'"):
         make_curriculum(CurriculumSection(name="dump", options={"windw": 9}), ["a"])
-    with pytest.raises(InvalidInputError, match="curriculum: window must be at least 1"):
+    with pytest.raises(InvalidInputError, match="curriculum: window must be an integer of at least 1"):
         make_curriculum(CurriculumSection(name="dump", options={"window": 0}), ["a"])
 
 

@@ -10,12 +10,14 @@ import torch
 
 from polyreward.data.rollouts import read_rollouts
 from polyreward.errors import InvalidInputError, MissingColumnError, MissingFileError, PolyrewardError
+from polyreward.rewards import RewardExecutor, RewardFailureWarning
 from polyreward.tasks.tools import TOOLS, ToolBox
 from polyreward.training import run
 from polyreward.training.journal import read_lines
+from polyreward.training.parts import make_reward
 from polyreward.training.policy import make_model, make_tokenizer
 from polyreward.training.prompts import load_prompts, read_prompts
-from polyreward.training.recipe import ColumnsSection, load_recipe
+from polyreward.training.recipe import ColumnsSection, RewardSection, load_recipe
 from polyreward.training.run import Stopped, newest_checkpoint, train_seed
 from polyreward.training.seeds import run_recipe, summarise
 from polyreward.training.trajectories import sample_trajectories
@@ -48,6 +50,11 @@ def test_a_run_writes_its_folder_and_the_log_holds_what_was_trained_on(tiny: Pat
     assert [line["step"] for line in read_lines(folder / "held_out.jsonl")] == [0, 3, 6]
     shares = read_lines(folder / "metrics.jsonl")[-1]["curriculum"]
     assert set(shares) == {"chain_sum", "spell_backward"}
+    timing = read_lines(folder / "timing.jsonl")
+    assert [line["step"] for line in timing] == [1, 2, 3, 4, 5, 6]
+    assert {"reward_seconds/task_score", "reward_seconds/brevity", "executor/brevity/sample_seconds_max"} <= set(
+        timing[0]
+    )
     assert sum(shares.values()) == pytest.approx(1)
     batch = read_rollouts(folder)
     assert batch.names == ("task_score", "answer_format", "brevity")
@@ -64,6 +71,34 @@ def test_a_run_writes_its_folder_and_the_log_holds_what_was_trained_on(tiny: Pat
     AutoModelForCausalLM.from_pretrained(folder / "checkpoints" / "final")
     again = train_seed(load_recipe(tiny), 0, folder)  # complete: nothing is run again
     assert again == result
+
+
+@pytest.mark.slow
+def test_a_reward_that_loops_for_ever_costs_its_limit_and_its_samples(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "stuck.py").write_text(
+        "def odd(prompts, completions, **columns):\n"
+        "    while len(completions[0]) % 2:\n"
+        "        pass\n"
+        "    return [1.0]\n"
+    )
+    overrides = [f"rewards.brevity.use={tmp_path / 'stuck.py'}:odd", "executor.time_limit=0.2", "training.steps=2"]
+    with pytest.warns(RewardFailureWarning, match="reward 'brevity' failed on .* over the time limit of 0.2 s"):
+        train_seed(load_recipe(tiny, overrides), 0, tmp_path / "out")
+    values = read_rollouts(tmp_path / "out").reward("brevity")
+    assert torch.isnan(values).any()
+    assert set(values[~torch.isnan(values)].tolist()) <= {1.0}
+
+
+def test_a_set_reward_of_ones_own_sees_the_whole_batch(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "whole.py").write_text(
+        "async def share(prompts, completions, **columns):\n    return [1 / len(completions)] * len(completions)\n"
+    )
+    section = RewardSection(name="share", use=f"{tmp_path / 'whole.py'}:share", per_sample=False)
+    with RewardExecutor(workers=1) as executor:
+        assert make_reward(section, executor)(["p"] * 4, ["c"] * 4) == [0.25] * 4
+        alone = make_reward(section.model_copy(update={"per_sample": True}), executor)
+        assert alone(["p"] * 4, ["c"] * 4) == [1.0] * 4
+    assert make_reward(section)(["p"] * 4, ["c"] * 4) == [0.25] * 4
 
 
 def test_a_killed_run_goes_on_and_ends_with_the_same_figures(tiny: Path, tmp_path: Path) -> None:

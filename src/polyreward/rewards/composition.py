@@ -95,7 +95,13 @@ def gate(
     """`reward` where `condition` is at least `threshold`, else `floor`.
 
     Where the condition does not apply the gate is open; where the reward does not apply, the result does not either.
+
+    Raises
+    ------
+    InvalidInputError
+        A threshold or floor that is not finite.
     """
+    _finite("gate", threshold=threshold, floor=floor)
     combine = partial(_gate, threshold=float(threshold), floor=float(floor))
     return Composed((reward, condition), combine, name or f"{name_of(reward)} if {name_of(condition)}")
 
@@ -117,10 +123,10 @@ def tier(
     """
     edges = np.asarray(thresholds, dtype=np.float64)
     steps = np.linspace(0, 1, edges.size + 1) if levels is None else np.asarray(levels, dtype=np.float64)
-    if edges.ndim != 1 or edges.size == 0 or not (np.diff(edges) > 0).all():
+    if edges.ndim != 1 or edges.size == 0 or not ((np.diff(edges) > 0).all() and np.isfinite(edges).all()):
         raise InvalidInputError(f"tier needs increasing thresholds, got {thresholds}")
-    if steps.shape != (edges.size + 1,):
-        raise InvalidInputError(f"tier with {edges.size} thresholds needs {edges.size + 1} levels, got {levels}")
+    if steps.shape != (edges.size + 1,) or not np.isfinite(steps).all():
+        raise InvalidInputError(f"tier with {edges.size} thresholds needs {edges.size + 1} finite levels, got {levels}")
     combine = partial(_tier, thresholds=tuple(edges.tolist()), levels=tuple(steps.tolist()))
     return Composed((reward,), combine, name or f"tier({name_of(reward)})")
 
@@ -132,7 +138,14 @@ def penalise(
     floor: float | None = None,
     name: str | None = None,
 ) -> Reward:
-    """``reward - weight * penalty``, not below `floor`. A penalty that does not apply costs nothing."""
+    """``reward - weight * penalty``, not below `floor`. A penalty that does not apply costs nothing.
+
+    Raises
+    ------
+    InvalidInputError
+        A weight or floor that is not finite.
+    """
+    _finite("penalise", weight=weight, floor=floor)
     combine = partial(_penalise, weight=float(weight), floor=floor)
     return Composed((reward, penalty), combine, name or f"{name_of(reward)} - {weight:g}*{name_of(penalty)}")
 
@@ -145,8 +158,9 @@ def clip(
     Raises
     ------
     InvalidInputError
-        Neither bound is given, or low > high.
+        Neither bound is given, one is not finite, or low > high.
     """
+    _finite("clip", low=low, high=high)
     if (low is None and high is None) or (low is not None and high is not None and low > high):
         raise InvalidInputError(f"clip needs low <= high, at least one of them, got low={low}, high={high}")
     return Composed((reward,), partial(_clip, low=low, high=high), name or f"clip({name_of(reward)})")
@@ -165,6 +179,12 @@ def affine(reward: RewardFunction, scale: float = 1.0, shift: float = 0.0, name:
     title = name_of(reward) if scale == 1 else f"{scale:g}*({name_of(reward)})"
     title = title if shift == 0 else f"{title} {'+' if shift > 0 else '-'} {abs(shift):g}"
     return Composed((reward,), partial(_affine, scale=float(scale), shift=float(shift)), name or title)
+
+
+def _finite(where: str, **numbers: float | None) -> None:
+    for name, number in numbers.items():
+        if number is not None and not np.isfinite(number):
+            raise InvalidInputError(f"{where}: {name} must be finite, got {number}")
 
 
 def _first(values: np.ndarray) -> np.ndarray:

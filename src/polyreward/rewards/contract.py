@@ -14,7 +14,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -24,6 +24,7 @@ import numpy as np
 from polyreward.errors import InvalidInputError, MissingColumnError, nearest
 
 RewardFunction = Callable[..., Sequence[float | None]]
+_NUMBER = int | float | np.number
 
 
 @dataclass(frozen=True)
@@ -130,19 +131,22 @@ class Reward:
     def __add__(self, other: RewardFunction | float) -> Reward:
         from polyreward.rewards.composition import affine, weighted_sum
 
-        return affine(self, shift=other) if isinstance(other, int | float) else weighted_sum(self, other)
+        return affine(self, shift=float(other)) if isinstance(other, _NUMBER) else weighted_sum(self, other)
 
     def __radd__(self, other: RewardFunction | float) -> Reward:
         from polyreward.rewards.composition import affine, weighted_sum
 
-        return affine(self, shift=other) if isinstance(other, int | float) else weighted_sum(other, self)
+        return affine(self, shift=float(other)) if isinstance(other, _NUMBER) else weighted_sum(other, self)
 
     def __mul__(self, factor: float) -> Reward:
         from polyreward.rewards.composition import affine
 
-        return affine(self, scale=factor)
+        return affine(self, scale=float(factor)) if isinstance(factor, _NUMBER) else NotImplemented
 
     __rmul__ = __mul__
+
+    def __truediv__(self, divisor: float) -> Reward:
+        return self * (1 / divisor) if isinstance(divisor, _NUMBER) else NotImplemented
 
     def __neg__(self) -> Reward:
         return self * -1.0
@@ -150,9 +154,16 @@ class Reward:
     def __sub__(self, other: RewardFunction | float) -> Reward:
         from polyreward.rewards.composition import affine, weighted_sum
 
-        if isinstance(other, int | float):
-            return affine(self, shift=-other)
+        if isinstance(other, _NUMBER):
+            return affine(self, shift=-float(other))
         return weighted_sum(self, other, weights=(1.0, -1.0))
+
+    def __rsub__(self, other: RewardFunction | float) -> Reward:
+        from polyreward.rewards.composition import affine, weighted_sum
+
+        if isinstance(other, _NUMBER):
+            return affine(self, scale=-1.0, shift=float(other))
+        return weighted_sum(other, self, weights=(1.0, -1.0))
 
 
 def text_of(completion: Any) -> str:
@@ -199,17 +210,37 @@ def values_of(
     InvalidInputError
         Not one number or None a completion, or an infinite number; the message names the reward and the row.
     """
-    name, rows = name_of(reward), len(completions)
+    name = name_of(reward)
     result: Any = reward(prompts=prompts, completions=completions, **columns)
     if inspect.isawaitable(result):
         if inspect.iscoroutine(result):
             result.close()
         raise InvalidInputError(f"reward {name!r} is asynchronous; only plain functions compose")
-    try:
-        returned = list(result)
-    except TypeError:
+    return check_values(result, len(completions), name)
+
+
+def check_values(result: Any, rows: int, name: str, first: int = 0) -> np.ndarray:
+    """What a reward returned as float64 (rows,), NaN where it does not apply.
+
+    Parameters
+    ----------
+    result : list, tensor, array or iterator of numbers, None and NaN
+    rows : int
+        Number of completions that it was given.
+    name : str
+        Name of the reward, for errors.
+    first : int
+        Row of the first completion in the batch, for errors.
+
+    Raises
+    ------
+    InvalidInputError
+        Not one number or None a completion, or an infinite number; the message names the reward and the row.
+    """
+    if isinstance(result, str | bytes | Mapping | Set) or not (hasattr(result, "__iter__") and _has_axis(result)):
         kind = type(result).__name__
-        raise InvalidInputError(f"reward {name!r} returned {kind}, expected a list of {rows} numbers or None") from None
+        raise InvalidInputError(f"reward {name!r} returned {kind}, expected a list of {rows} numbers or None")
+    returned = list(result)
     if len(returned) != rows:
         raise InvalidInputError(f"reward {name!r} returned {len(returned)} values for {rows} completions")
     values = np.full(rows, np.nan)
@@ -220,13 +251,19 @@ def values_of(
             if isinstance(value, str | bytes):
                 raise TypeError
             values[row] = float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError, RuntimeError):  # RuntimeError: a tensor of several elements
             raise InvalidInputError(
-                f"reward {name!r} returned {value!r} for completion {row}, expected a number or None"
+                f"reward {name!r} returned {value!r} for completion {first + row}, expected a number or None"
             ) from None
         if math.isinf(values[row]):
-            raise InvalidInputError(f"reward {name!r} returned {value!r} for completion {row}; rewards must be finite")
+            raise InvalidInputError(
+                f"reward {name!r} returned {value!r} for completion {first + row}; rewards must be finite"
+            )
     return values
+
+
+def _has_axis(result: Any) -> bool:
+    return getattr(result, "ndim", 1) > 0
 
 
 def as_list(values: np.ndarray) -> list[float | None]:

@@ -13,7 +13,7 @@ import numpy as np
 from polyreward.errors import InvalidInputError
 from polyreward.rewards.answers import check_place, find_answer, numbers_in, parse_number
 from polyreward.rewards.contract import Reward, Sample
-from polyreward.rewards.proximity import numbers_from, read_numbers
+from polyreward.rewards.proximity import arrays, numbers_from, read_numbers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -159,8 +159,9 @@ class RelativeAccuracyReward(Reward):
         target = parse_number(str(sample.columns[self.column]))
         if target is None:
             raise self.refuse(sample, self.column, f"{sample.columns[self.column]!r} is no number")
-        given = numbers_from(find_answer(sample.text, self.extract) or "", 1)
-        return 0.0 if given is None else float(mean_relative_accuracy(given[0], target))
+        number = find_answer(find_answer(sample.text, self.extract) or "", "last_number")
+        value = None if number is None else parse_number(number)
+        return 0.0 if value is None else float(mean_relative_accuracy(value, target))
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,7 @@ class PointsReward(Reward):
         """Value in [0, 1]."""
         wanted = read_numbers(self, sample, self.column, 2)
         found = find_answer(sample.text, self.extract) or ""
-        count = len(numbers_in(found))
+        count = len(numbers_in(found, thousands=False))
         given = numbers_from(found, count) if count else None
         if given is None or count != wanted.size:
             return 0.0
@@ -221,13 +222,12 @@ class TranscriptionReward(Reward):
 
 
 def _iou(first: Any, second: Any, axes: int) -> Any:
+    a, b = arrays(first, second)
     module: Any = np
-    if hasattr(first, "new_tensor"):
+    if hasattr(a, "new_tensor"):
         import torch
 
-        module, a, b = torch, first, second
-    else:
-        a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+        module = torch
     shared = module.minimum(a[..., axes:], b[..., axes:]) - module.maximum(a[..., :axes], b[..., :axes])
     shared = shared.clip(0, None).prod(-1)
     sizes = [(box[..., axes:] - box[..., :axes]).clip(0, None).prod(-1) for box in (a, b)]

@@ -47,7 +47,7 @@ class GaussianBoxField:
         InvalidInputError
             A box without area, or NaN.
         """
-        p, b = _arrays(points, boxes)
+        p, b = arrays(points, boxes)
         if not bool((b[..., 2:] > b[..., :2]).all()):
             raise InvalidInputError("a box has no area: expected left < right and top < bottom")
         centre, scale = (b[..., :2] + b[..., 2:]) / 2, self.spread * (b[..., 2:] - b[..., :2]) / 2
@@ -87,7 +87,7 @@ class BlockMatch:
             Grids of different size, or a size that blocks do not tile.
         """
         rows, columns = self.block
-        if tuple(prediction.shape[-2:]) != tuple(target.shape[-2:]):
+        if tuple(prediction.shape[-2:]) != tuple(target.shape[-2:]) or len(prediction.shape) < 2:
             raise InvalidInputError(f"grids of {tuple(prediction.shape)} and {tuple(target.shape)} do not match")
         same: Any = prediction == target
         height, width = same.shape[-2:]
@@ -141,6 +141,33 @@ class SequencePrefix:
         return run.sum(-1) / size
 
 
+def over_target(steps: np.ndarray | Tensor, lengths: np.ndarray | Tensor | int) -> Any:
+    """Mean of the proximity of single steps over the target's length (arXiv 2601.22491: the score of a trajectory).
+
+    Steps that a short trajectory lacks count 0, so that it does not gain; steps beyond the target's length are ignored.
+
+    Parameters
+    ----------
+    steps : (..., T) in [0, 1]
+    lengths : int >= 1, or integers (...,)
+        Steps of each target.
+
+    Raises
+    ------
+    InvalidInputError
+        An empty target, or NaN.
+    """
+    size: Any = lengths
+    if bool((size < 1) if isinstance(size, int) else (size < 1).any()):
+        raise InvalidInputError("an empty target")
+    if bool((steps != steps).any()):  # type: ignore[union-attr]
+        raise InvalidInputError("NaN in the proximity of a step")
+    at: Any = np.arange(steps.shape[-1])
+    at = steps.new_tensor(at) if hasattr(steps, "new_tensor") else at
+    inside = at < (size if isinstance(size, int) else size[..., None])
+    return (steps.clip(0, 1) * inside).sum(-1) / size
+
+
 @dataclass(frozen=True)
 class BoxProximity(Reward):
     """`GaussianBoxField` of the last point in the text, two numbers (arXiv 2601.22491). Range [0, 1].
@@ -187,7 +214,7 @@ class GridProximity(Reward):
     Parameters
     ----------
     column : str
-        Column of the solution: its text, or a list of accepted solutions of which the closest counts.
+        Column of the solution: its text or its rows, or a list of accepted solutions of which the closest counts.
     block : (rows, columns)
     zones : int or None
         Quantise each block into that many zones before the mean.
@@ -215,7 +242,10 @@ class GridProximity(Reward):
         """Value in [0, 1]."""
         reference = sample.columns[self.column]
         given = _grid(find_answer(sample.text, self.extract) or "")
-        return max(self._near(sample, given, _grid(str(text))) for text in _several(reference))
+        accepted = _grids(reference)
+        if not accepted:
+            raise self.refuse(sample, self.column, "the solution is no rectangular grid")
+        return max(self._near(sample, given, wanted) for wanted in accepted)
 
     def _near(self, sample: Sample, given: list[list[str]], wanted: list[list[str]]) -> float:
         width = len(wanted[0]) if wanted else 0
@@ -234,7 +264,8 @@ class GridProximity(Reward):
 class SequenceProximity(Reward):
     """`SequencePrefix` of the words of the answer, separated by spaces or commas (arXiv 2601.22491). Range [0, 1].
 
-    The column holds the target as text or list of steps, or a list of accepted texts of which the closest counts.
+    The column holds the target as text, or a list of accepted targets, texts or lists of steps, of which the closest
+    counts.
     """
 
     column: str = "answer"
@@ -253,7 +284,7 @@ class SequenceProximity(Reward):
         given = _steps(find_answer(sample.text, self.extract) or "")
         best = 0.0
         for text in _several(sample.columns[self.column]):
-            wanted = _steps(str(text))
+            wanted = [str(step) for step in text] if isinstance(text, list | tuple) else _steps(str(text))
             if not wanted:
                 raise self.refuse(sample, self.column, "the target has no step")
             padded = np.array([*given, *[""] * len(wanted)][: len(wanted)], dtype=object)
@@ -262,8 +293,8 @@ class SequenceProximity(Reward):
 
 
 def numbers_from(text: str, count: int) -> np.ndarray | None:
-    """The last `count` numbers of a text, float64 (count,); None where there are fewer."""
-    found = [float(number.replace(",", "")) for number in numbers_in(text)[-count:]]
+    """The last `count` numbers of a text, float64 (count,); None where there are fewer. A comma ends a number."""
+    found = [float(number) for number in numbers_in(text, thousands=False)[-count:]]
     return np.array(found) if len(found) == count and np.isfinite(found).all() else None
 
 
@@ -278,9 +309,13 @@ def read_numbers(reward: Reward, sample: Sample, column: str, width: int) -> np.
     return values
 
 
-def _arrays(first: Any, second: Any) -> tuple[Any, Any]:
+def arrays(first: Any, second: Any) -> tuple[Any, Any]:
+    """Both as tensors where one is a tensor, on its device; else as float64 arrays."""
     if hasattr(first, "new_tensor") or hasattr(second, "new_tensor"):
-        return first, second
+        import torch
+
+        device = first.device if hasattr(first, "new_tensor") else second.device
+        return torch.as_tensor(first, device=device), torch.as_tensor(second, device=device)
     return np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
 
 
@@ -290,6 +325,19 @@ def _several(reference: Any) -> Sequence[Any]:
 
 def _grid(text: str) -> list[list[str]]:
     return [line.split() for line in text.splitlines() if line.strip()]
+
+
+def _grids(reference: Any) -> list[list[list[str]]]:
+    """Accepted solutions of a reference: a text, rows of cells, or a list of such."""
+    if not isinstance(reference, list | tuple):
+        return [_grid(str(reference))]
+    if reference and all(isinstance(row, list | tuple) and not _nested(row) for row in reference):
+        return [[[str(cell) for cell in row] for row in reference]]
+    return [grid for entry in reference for grid in _grids(entry)]
+
+
+def _nested(row: Sequence[Any]) -> bool:
+    return any(isinstance(cell, list | tuple) for cell in row)
 
 
 def _steps(text: str) -> list[str]:

@@ -37,9 +37,8 @@ class ZoneQuantizer:
         K in the paper, 4 by default.
     thresholds : K - 1 increasing numbers in (0, 1], default ``k / K``
         Exactly on a threshold belongs to the upper zone; a last threshold of 1 keeps that zone for the ideal itself.
-    levels : "linear" (``k / (K - 1)``), "amplified" (``(2^k - 1) / (2^(K-1) - 1)``: steps double towards the centre),
-    or
-        K increasing numbers in [0, 1]
+    levels : "linear", "amplified", or K increasing numbers in [0, 1]
+        Linear is ``k / (K - 1)``; amplified is ``(2^k - 1) / (2^(K-1) - 1)``, steps that double towards the centre.
 
     Raises
     ------
@@ -53,8 +52,8 @@ class ZoneQuantizer:
 
     def __post_init__(self) -> None:
         k = self.zones
-        if k < 2:
-            raise InvalidInputError(f"ZoneQuantizer needs at least 2 zones, got {k}")
+        if not isinstance(k, int | np.integer) or k < 2:
+            raise InvalidInputError(f"ZoneQuantizer needs a whole number of zones, at least 2, got {k}")
         edges = [i / k for i in range(1, k)] if self.thresholds is None else [float(t) for t in self.thresholds]
         if isinstance(self.levels, str):
             if self.levels not in ("linear", "amplified"):

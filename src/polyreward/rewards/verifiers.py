@@ -2,7 +2,8 @@
 
 Exact match follows the normalisation of question answering (SQuAD, arXiv 1606.05250), numbers the ``#### N`` of GSM8K
 (arXiv 2110.14168); graded verifiers give the fraction of lines or fields that are right; `ReasoningGymScore` hands the
-answer to reasoning-gym's own scorer (arXiv 2505.24760). The reference answer always earns the maximum, 1.
+answer to reasoning-gym's own scorer (arXiv 2505.24760). The reference, answered where the verifier looks for an answer,
+earns the maximum, 1.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 
 from polyreward.errors import InvalidInputError, UnknownNameError, nearest, require
 from polyreward.rewards.answers import check_place, find_answer, parse_number
-from polyreward.rewards.contract import Reward, Sample
+from polyreward.rewards.contract import Reward, Sample, is_missing
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -58,6 +59,7 @@ class ExactMatch(Reward):
         """1 or 0."""
         reference = sample.columns[self.column]
         accepted = reference if isinstance(reference, list | tuple) else [reference]
+        accepted = [text for text in accepted if not is_missing(text)]
         if not accepted:
             raise self.refuse(sample, self.column, "an empty list of accepted answers")
         answer = find_answer(sample.text, self.extract)
@@ -173,7 +175,7 @@ class FieldsCorrect(Reward):
     def score(self, sample: Sample) -> float:
         """Fraction in [0, 1]."""
         reference = sample.columns[self.column]
-        wanted = dict(reference) if isinstance(reference, Mapping) else read_json(str(reference))
+        wanted = read_json(_as_json(reference) if isinstance(reference, Mapping) else str(reference))
         if not isinstance(wanted, dict) or not wanted:
             raise self.refuse(sample, self.column, f"{str(reference)[:40]!r} is no JSON object with a field")
         given = read_json(find_answer(sample.text, self.extract) or "")
@@ -245,6 +247,14 @@ def read_json(text: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError):
         return None
+
+
+def _as_json(reference: Mapping[Any, Any]) -> str:
+    """A mapping as JSON, so that a tuple is what the model can write; empty where it has no such form."""
+    try:
+        return json.dumps(dict(reference), default=lambda value: value.tolist())
+    except (AttributeError, TypeError, ValueError):
+        return ""
 
 
 def _lines(text: str) -> list[str]:

@@ -17,7 +17,7 @@ from polyreward.training.journal import COMPLETE, Report
 from polyreward.training.recipe import Recipe
 
 # Figures that differ between two equal runs: they measure the machine.
-_OF_THE_MACHINE = ("time", "per_second", "epoch", "profiling")
+_OF_THE_MACHINE = ("time", "per_second", "epoch", "profiling", "seconds", "executor/")
 
 
 class Monitor(TrainerCallback):
@@ -42,20 +42,21 @@ class Monitor(TrainerCallback):
         self._show(state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        """Append the step's figures to ``metrics.jsonl``."""
+        """Append the step's figures to ``metrics.jsonl``, and those that measure the machine to ``timing.jsonl``."""
         if not self.writes or not logs or "reward" not in logs:
             return
-        numbers = {
-            key: value
-            for key, value in logs.items()
-            if isinstance(value, int | float) and value == value and not any(word in key for word in _OF_THE_MACHINE)
-        }
-        entry: dict[str, Any] = {"step": state.global_step, **numbers}
+        files: dict[str, dict[str, Any]] = {name: {"step": state.global_step} for name in ("metrics", "timing")}
+        for key, value in logs.items():
+            if isinstance(value, int | float) and value == value:
+                measured = any(word in key for word in _OF_THE_MACHINE)
+                files["timing" if measured else "metrics"][key] = value
         curriculum = self.trainer.curriculum
         if curriculum is not None:
-            entry["curriculum"] = dict(zip(curriculum.names, curriculum.probabilities().tolist(), strict=True))
-        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(entry) + "\n")
+            drawn = dict(zip(curriculum.names, curriculum.probabilities().tolist(), strict=True))
+            files["metrics"]["curriculum"] = drawn
+        for name, entry in files.items():
+            with (self.folder / f"{name}.jsonl").open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(entry) + "\n")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
         """Evaluate when it is time, show progress, and stop with a checkpoint when asked to."""

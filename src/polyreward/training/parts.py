@@ -5,11 +5,11 @@ Everything is resolved before a run starts, so that a misspelt name or a wrong p
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import importlib.util
 import inspect
-import pkgutil
-import re
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +21,14 @@ from polyreward.advantages.transform import Transform
 from polyreward.curricula import Curriculum
 from polyreward.errors import InvalidInputError, MissingFileError, PolyrewardError, UnknownNameError, nearest
 from polyreward.objectives import PolicyObjective
-from polyreward.training.recipe import AdvantageSection, CurriculumSection, ObjectiveSection, RewardSection
+from polyreward.rewards import REWARDS, RewardExecutor
+from polyreward.training.recipe import (
+    AdvantageSection,
+    CurriculumSection,
+    ExecutorSection,
+    ObjectiveSection,
+    RewardSection,
+)
 
 Reward = Callable[..., list[float | None]]
 
@@ -32,8 +39,8 @@ _TASK_REWARDS = {
 }
 
 
-def make_reward(section: RewardSection) -> Reward:
-    """The reward of one recipe entry, under the entry's name.
+def make_reward(section: RewardSection, executor: RewardExecutor | None = None) -> Reward:
+    """The reward of one recipe entry, under the entry's name; one of the person's own runs in the executor, if any.
 
     Raises
     ------
@@ -41,11 +48,29 @@ def make_reward(section: RewardSection) -> Reward:
         No such built-in, module, file or function, or parameters it does not take.
     """
     wanted = section.use or section.name
-    part = _from_reference(wanted) if ":" in wanted else _built_in_reward(wanted)
-    reward = _configured(part, section.options, f"reward {section.name!r}")
+    own = ":" in wanted
+    reward = _configured(
+        _from_reference(wanted if own else _built_in(wanted)), section.options, f"reward {section.name!r}"
+    )
     if not callable(reward):
         raise InvalidInputError(f"reward {section.name!r}: {wanted} is not a function")
+    if own and executor is not None:
+        limit = section.time_limit
+        return executor.wrap(reward, per_sample=section.per_sample, time_limit=limit, name=section.name)
     return _Named(reward, section.name)
+
+
+def make_executor(section: ExecutorSection) -> RewardExecutor | None:
+    """The processes in which a person's own rewards run; None where the recipe wants them in the training process.
+
+    Without a number of workers, the processes of an ``accelerate launch`` share the CPUs.
+    """
+    if section.workers == 0:
+        return None
+    workers = section.workers
+    if workers is None and section.ray is None:
+        workers = max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return RewardExecutor(workers, section.time_limit, ray_address=section.ray)
 
 
 class _Named:
@@ -55,7 +80,12 @@ class _Named:
         self.reward, self.__name__ = reward, name
 
     def __call__(self, prompts: Any, completions: Any, **columns: Any) -> list[float | None]:
-        return self.reward(prompts, completions, **columns)
+        result: Any = self.reward(prompts=prompts, completions=completions, **columns)
+        return asyncio.run(_finish(result)) if inspect.isawaitable(result) else result  # type: ignore[no-any-return]
+
+
+async def _finish(result: Any) -> Any:
+    return await result
 
 
 def make_advantage(section: AdvantageSection, rewards: Sequence[RewardSection]) -> Transform:
@@ -90,22 +120,13 @@ def _in_section(name: str) -> Iterator[None]:
         raise type(error)(f"{name}: {error}") from error
 
 
-def _built_in_reward(name: str) -> Any:
-    known: dict[str, Any] = dict(_TASK_REWARDS)
-    import polyreward.rewards as room
-
-    for module in pkgutil.iter_modules(room.__path__):
-        loaded = importlib.import_module(f"polyreward.rewards.{module.name}")
-        for title, part in vars(loaded).items():
-            if title[0] != "_" and callable(part) and getattr(part, "__module__", "") == loaded.__name__:
-                known.setdefault(_snake(title), part)
-    wanted = _snake(name.replace("-", "_"))
+def _built_in(name: str) -> str:
+    known, wanted = _TASK_REWARDS | REWARDS, name.replace("-", "_")
     if wanted not in known:
         raise UnknownNameError(
             f"no built-in reward {name!r}{nearest(wanted, known)}; your own is 'module:function' or 'path.py:function'"
         )
-    part = known[wanted]
-    return _from_reference(part) if isinstance(part, str) else part
+    return known[wanted]
 
 
 def _from_reference(reference: str) -> Any:
@@ -153,7 +174,3 @@ def _configured(part: Any, options: Mapping[str, Any], where: str) -> Any:
         return part(**options)
     except (PolyrewardError, TypeError, ValueError) as error:
         raise InvalidInputError(f"{where}: {error}") from error
-
-
-def _snake(name: str) -> str:
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()

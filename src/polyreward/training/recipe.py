@@ -112,6 +112,22 @@ class RewardSection(Section):
     )
     weight: float = Field(default=1.0, description="Weight in the sum of rewards.")
     options: dict[str, Any] = Field(default_factory=dict, description="Parameters of the reward, if it takes any.")
+    per_sample: bool = Field(
+        default=True, description="Of your own: false where it must see the whole batch in one call, as a set reward."
+    )
+    time_limit: float | None = Field(
+        default=None, gt=0, description="Of your own: seconds for one sample (for the call, if not per_sample)."
+    )
+
+
+class ExecutorSection(Section):
+    """Where rewards of your own run: in processes that are killed at a time limit, so that none can hang the run."""
+
+    workers: int | None = Field(
+        default=None, ge=0, description="Processes; default one a CPU. 0: in the training process, without a limit."
+    )
+    time_limit: float = Field(default=10.0, gt=0, description="Seconds for one sample; then it counts as not scored.")
+    ray: str | None = Field(default=None, description="Address of a Ray cluster to spread over; `local` starts one.")
 
 
 class BranchSection(Section):
@@ -232,6 +248,7 @@ class Recipe(Section):
     tasks: TasksSection = Field(default_factory=TasksSection, description="Task mixture.")
     data: DataSection = Field(default_factory=DataSection, description="Prompts of your own.")
     rewards: tuple[RewardSection, ...] = Field(min_length=1, description="The rewards.")
+    executor: ExecutorSection = Field(default_factory=ExecutorSection, description="Where rewards run.")
     advantage: AdvantageSection = Field(default_factory=AdvantageSection, description="Rewards to advantages.")
     objective: ObjectiveSection = Field(default_factory=ObjectiveSection, description="Advantages to loss.")
     curriculum: CurriculumSection = Field(default_factory=CurriculumSection, description="What next.")

@@ -3,33 +3,44 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
-import numpy as np
 from trl.trainer.utils import is_async_callable
 
 from polyreward.advantages.transform import Transform
 from polyreward.errors import InvalidInputError
+from polyreward.rewards.contract import as_list, check_values
 
 
 def checked_reward(reward: Callable[..., Any], name: str) -> Callable[..., Any]:
     """Wrap a reward function (or coroutine function) so that a wrong result is one error that names the reward.
 
-    The wrapped reward raises `InvalidInputError` for a result that is not a list of one number or None a completion.
+    The wrapped reward raises `InvalidInputError` for a result that is not one finite number or None a completion, and
+    gives None in place of NaN. Its time goes to the trainer's metrics as ``reward_seconds/NAME``.
     """
     if is_async_callable(reward):
 
         async def call_later(*args: Any, **kwargs: Any) -> list[float | None]:
-            return _check(await reward(*args, **kwargs), len(kwargs["completions"]), name)
+            begin = time.perf_counter()
+            return _checked(await reward(*args, **kwargs), name, kwargs, time.perf_counter() - begin)
 
         return functools.update_wrapper(call_later, reward, updated=())
 
     def call(*args: Any, **kwargs: Any) -> list[float | None]:
-        return _check(reward(*args, **kwargs), len(kwargs["completions"]), name)
+        begin = time.perf_counter()
+        return _checked(reward(*args, **kwargs), name, kwargs, time.perf_counter() - begin)
 
     return functools.update_wrapper(call, reward, updated=())
+
+
+def _checked(result: Any, name: str, kwargs: Mapping[str, Any], seconds: float) -> list[float | None]:
+    values = as_list(check_values(result, len(kwargs["completions"]), name))
+    if callable(log_metric := kwargs.get("log_metric")):
+        log_metric(f"reward_seconds/{name}", seconds)
+    return values
 
 
 def with_reward_weights(transform: Transform, weights: Mapping[str, float]) -> Transform:
@@ -51,23 +62,6 @@ def with_reward_weights(transform: Transform, weights: Mapping[str, float]) -> T
             "start its chain with WeightedSum() or leave reward_weights out"
         )
     return weighted
-
-
-def _check(values: Any, expected: int, name: str) -> list[float | None]:
-    try:
-        values = list(values)
-    except TypeError:
-        raise InvalidInputError(
-            f"reward {name!r} returned {type(values).__name__}, expected a list of {expected} numbers or None"
-        ) from None
-    if len(values) != expected:
-        raise InvalidInputError(f"reward {name!r} returned {len(values)} values for {expected} completions")
-    for row, value in enumerate(values):
-        if value is not None and not isinstance(value, int | float | np.number | np.bool_):
-            if not (hasattr(value, "item") and getattr(value, "numel", lambda: 0)() == 1):
-                raise InvalidInputError(f"reward {name!r} returned {value!r} for completion {row}, expected a number")
-            values[row] = value.item()
-    return values
 
 
 def _weighted(part: Any, weights: dict[str, float]) -> tuple[Any, bool]:

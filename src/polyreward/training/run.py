@@ -5,6 +5,7 @@
     rollouts/        the rollout log, one Parquet part a generation step
     checkpoints/     checkpoint-N/ to resume from, final/ to use
     metrics.jsonl    one line a logged step
+    timing.jsonl     what rewards, sampling and updates took, a line a step
     held_out.jsonl   the held-out score before, during and after training
     result.json      written last: the run is complete
 
@@ -18,7 +19,7 @@ import errno
 import json
 import os
 import shutil
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,12 +29,20 @@ from polyreward.storage import write_json, write_text
 from polyreward.tasks.tools import ToolBox
 from polyreward.training.evaluation import HeldOut
 from polyreward.training.journal import COMPLETE, Report, read_lines
-from polyreward.training.parts import make_advantage, make_curriculum, make_objective, make_reward
+from polyreward.training.parts import (
+    make_advantage,
+    make_curriculum,
+    make_executor,
+    make_objective,
+    make_reward,
+)
 from polyreward.training.prompts import Prompts, families_of, load_prompts
 from polyreward.training.recipe import Recipe, write_recipe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from polyreward.rewards import RewardExecutor
 
 MOST_CALLS_TOLD_APART = 3  # strata: 0, 1, 2, and 3 or more tool calls
 _DISK_ERRORS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG)
@@ -53,8 +62,11 @@ class Checked:
     tools: ToolBox
 
 
-def check_parts(recipe: Recipe) -> Checked:
-    """Resolve every name in the recipe and every file it points to; cheap, and before anything is written."""
+def check_parts(recipe: Recipe, executor: RewardExecutor | None = None) -> Checked:
+    """Resolve every name in the recipe and every file it points to; cheap, and before anything is written.
+
+    Rewards of the person's own run in `executor`, if it is given.
+    """
     if recipe.policy.model is not None and not Path(recipe.policy.model).exists():
         name = recipe.policy.model
         if name.startswith((".", "/", "~")) or name.count("/") > 1:
@@ -63,7 +75,7 @@ def check_parts(recipe: Recipe) -> Checked:
     make_curriculum(recipe.curriculum, [family.name for family in recipe.tasks.families] or ["all"])
     tools = ToolBox.of(recipe.tasks.tools if recipe.data.path is None else ())
     return Checked(
-        [make_reward(reward) for reward in recipe.rewards],
+        [make_reward(reward, executor) for reward in recipe.rewards],
         make_advantage(recipe.advantage, recipe.rewards),
         make_objective(recipe.objective),
         tools,
@@ -85,11 +97,11 @@ def train_seed(recipe: Recipe, seed: int, folder: Path, report: Report = lambda 
     done = folder / "result.json"
     if done.is_file():
         return json.loads(done.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
-    with _clear_disk_errors(folder):
-        return _train(recipe, seed, folder, report)
+    with _clear_disk_errors(folder), make_executor(recipe.executor) or nullcontext() as executor:
+        return _train(recipe, seed, folder, report, executor)
 
 
-def _train(recipe: Recipe, seed: int, folder: Path, report: Report) -> dict[str, Any]:
+def _train(recipe: Recipe, seed: int, folder: Path, report: Report, executor: RewardExecutor | None) -> dict[str, Any]:
     report("starting", 0, 1, "loading libraries")
     import torch
 
@@ -105,7 +117,7 @@ def _train(recipe: Recipe, seed: int, folder: Path, report: Report) -> dict[str,
     state = PartialState(cpu=recipe.training.device == "cpu")
     main = state.is_main_process
     report = report if main else (lambda *_: None)
-    parts = check_parts(recipe)
+    parts = check_parts(recipe, executor)
     prompts = load_prompts(recipe, seed)
     if main:
         write_recipe(recipe.model_copy(update={"seed": seed, "seeds": 1}), folder / "recipe.toml")
@@ -343,9 +355,9 @@ def _forget_after(folder: Path, step: int, main: bool, state: Any) -> None:
         for path in (folder / "checkpoints").glob("checkpoint-*"):
             if not (path / COMPLETE).is_file():
                 shutil.rmtree(path)
-        for name, first in (("metrics.jsonl", step), ("held_out.jsonl", step)):
+        for name in ("metrics.jsonl", "timing.jsonl", "held_out.jsonl"):
             path = folder / name
-            kept = [entry for entry in read_lines(path) if entry["step"] <= first]
+            kept = [entry for entry in read_lines(path) if entry["step"] <= step]
             if path.is_file():
                 write_text(path, "".join(json.dumps(entry) + "\n" for entry in kept))
         if step == 0:
