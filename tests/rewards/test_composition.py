@@ -72,6 +72,8 @@ def test_operators_are_sums_and_affine_maps():
     assert run(-A, **columns) == [-1, None]
     assert run(A + 1, **columns) == [2, None]
     assert run(1 + A * 3 - 0.5, **columns) == [3.5, None]
+    assert run(1 - A / 4, **columns) == [0.75, None]
+    assert run(np.float32(0.5) * A + np.int64(2), **columns) == [2.5, None]
     assert (A + B).__name__ == "a + b"
     assert (0.5 * A + 1).__name__ == "0.5*(a) + 1"
 
@@ -81,6 +83,10 @@ def test_a_plain_function_can_be_added_from_either_side():
         return [1.0 for _ in completions]
 
     assert run(A + plain, a=[1.0]) == run(plain + A, a=[1.0]) == [2.0]
+    assert run(A - plain, a=[3.0]) == [2.0]
+    assert run(plain - A, a=[3.0]) == [-2.0]
+    with pytest.raises(TypeError):
+        A * A
 
 
 def test_names():
@@ -111,6 +117,11 @@ def test_a_member_that_returns_too_few_values_is_named():
         lambda: clip(A),
         lambda: clip(A, 2, 1),
         lambda: affine(A, math.inf),
+        lambda: tier(A, [math.nan]),
+        lambda: tier(A, [1], [0, math.inf]),
+        lambda: gate(A, B, threshold=math.nan),
+        lambda: penalise(A, B, weight=math.nan),
+        lambda: clip(A, math.nan),
         lambda: named("a", "x"),
     ],
 )

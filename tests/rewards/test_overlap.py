@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from polyreward.errors import InvalidInputError
 from polyreward.rewards.overlap import (
     OverlapReward,
+    PointInBox,
     PointsReward,
     RelativeAccuracyReward,
     TranscriptionReward,
@@ -41,6 +42,7 @@ def test_boxes(first, second, value):
     result = iou_2d(*tensors)
     assert result.dtype == torch.float32
     assert float(result) == pytest.approx(value)
+    assert float(iou_2d(first, tensors[1])) == pytest.approx(value)
 
 
 cell = st.integers(0, 6)
@@ -114,8 +116,15 @@ def test_rewards_read_text():
     box = [(0, 0, 2, 2)] * 4
     texts = ["Box 1: [0, 0, 2, 1]", "[0, 0, 2]", "none", "0 0 2 2"]
     assert OverlapReward()(None, texts, box=box) == [0.5, 0, 0, 1]
+    assert OverlapReward()(None, ["[100,200,300,400]"], box=[(100, 200, 300, 400)]) == [1]
+    assert PointsReward()(None, ["[[100,200],[300,-400]]"], points=[[(300, -400), (100, 200)]]) == [1]
+    assert RelativeAccuracyReward()(None, ["about 1,100"], answer=[1000]) == pytest.approx([0.8])
     assert OverlapReward()(None, ["0 0 2 1"], box=[[(5, 5, 6, 6), (0, 0, 2, 1)]]) == [1]
     assert OverlapReward("span", "interval")(None, ["1 to 3"], span=[(2, 3)]) == [0.5]
+    hits = PointInBox()(
+        None, ["(0,1)", "1 1.5", "2.1, 1", "9", "(9,9)"], box=[(0, 0, 2, 2)] * 4 + [[(0, 0, 2, 2), (8, 8, 9, 9)]]
+    )
+    assert hits == [1, 1, 0, 0, 1]
     assert RelativeAccuracyReward()(None, ["about 11", "ten", "-"], answer=[10] * 3) == pytest.approx([0.8, 0, 0])
     assert PointsReward()(None, ["(30, 40)", "(0, 0) (1, 1)", "1"], points=[[(0, 0)]] * 3) == pytest.approx(
         [np.exp(-0.5), 0, 0]

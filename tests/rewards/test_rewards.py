@@ -1,5 +1,6 @@
 """What every reward keeps: one value a completion, None where it does not apply, pickles, names, and errors."""
 
+import inspect
 import math
 import pickle
 from dataclasses import dataclass, is_dataclass
@@ -10,10 +11,16 @@ import torch
 
 from polyreward.errors import InvalidInputError, MissingColumnError
 from polyreward.rewards.composition import affine, clip, gate, named, penalise, tier, weighted_sum
-from polyreward.rewards.contract import Reward, Sample, is_missing, name_of, text_of, values_of
+from polyreward.rewards.contract import Reward, Sample, check_values, is_missing, name_of, text_of, values_of
 from polyreward.rewards.formats import RegexFormat, TagFormat
 from polyreward.rewards.length import LengthBudget, ThinkLengthReward, TrapezoidReward
-from polyreward.rewards.overlap import OverlapReward, PointsReward, RelativeAccuracyReward, TranscriptionReward
+from polyreward.rewards.overlap import (
+    OverlapReward,
+    PointInBox,
+    PointsReward,
+    RelativeAccuracyReward,
+    TranscriptionReward,
+)
 from polyreward.rewards.proximity import BoxProximity, GridProximity, SequenceProximity
 from polyreward.rewards.sweet_spot import SweetSpotReward
 from polyreward.rewards.tool_calls import ToolCallReward, ToolFormatReward, ToolUseCost, toolrl
@@ -61,6 +68,7 @@ CASES = [
     Case(
         BoxProximity(), "box", (0, 0, 2, 2), "click(1, 1)", 1.0, ((0, 0, 0, 2), (1, 2, 3), "box", (0, 0, math.nan, 1))
     ),
+    Case(PointInBox(), "box", (0, 0, 2, 2), "click(2, 1)", 1.0, ((0, 0, 0, 2), (1, 2, 3), "box")),
     Case(GridProximity(block=(1, 2)), "answer", GRID, GRID, 1.0, ("1 2\n2", "", "1 2 3")),
     Case(SequenceProximity(), "answer", "up, left", "up left", 1.0, ("",)),
     Case(OverlapReward(), "box", (0, 0, 2, 2), "[0, 0, 2, 2]", 1.0, ((0, 0, 2), (2, 2, 0, 0))),
@@ -181,6 +189,38 @@ def test_takes_what_trl_passes_and_does_not_depend_on_the_order_of_rows(case):
     assert shuffled == [values[i] for i in order]
 
 
+@every
+def test_columns_may_be_arrays(case):
+    if not isinstance(case.reference, str | int | tuple):
+        return
+    array = np.array([case.reference] * 2)
+    assert case.reward(None, [case.best, "?"], **{case.column: array})[0] == pytest.approx(case.maximum)
+
+
+def test_the_table_of_names_has_every_reward_that_a_recipe_can_make():
+    import importlib
+
+    from polyreward.rewards import REWARDS
+
+    made_of_rewards = {"Composed", "SweetSpotReward"}
+    listed = {type(case.reward).__name__ for case in CASES} - made_of_rewards | {"toolrl"}
+    assert {path.rpartition(":")[2] for path in REWARDS.values()} == listed
+    for name, path in REWARDS.items():
+        module, _, attribute = path.partition(":")
+        part = getattr(importlib.import_module(module), attribute)
+        options = {"pattern": "a", "budget": 1, "limit": 2, "tasks": {"a": (0, 1, 2, 3)}}
+        reward = part(**{key: value for key, value in options.items() if key in inspect.signature(part).parameters})
+        assert reward.__name__ == name
+
+
+def test_the_package_exports_what_it_says():
+    import polyreward.rewards as room
+
+    assert sorted(room.__all__) == sorted(set(room.__all__))
+    assert all(hasattr(room, name) for name in room.__all__)
+    assert inspect.ismodule(room.sweet_spot)  # no export hides a module
+
+
 def test_every_public_reward_is_in_the_list_and_names_paper_and_range():
     import importlib
     import pkgutil
@@ -189,7 +229,7 @@ def test_every_public_reward_is_in_the_list_and_names_paper_and_range():
 
     listed = {type(case.reward) for case in CASES}
     for module in pkgutil.iter_modules(room.__path__):
-        if module.name == "executor":
+        if module.name == "executor":  # its reward is another reward, run elsewhere
             continue
         for part in vars(importlib.import_module(f"polyreward.rewards.{module.name}")).values():
             if isinstance(part, type) and issubclass(part, Reward) and part is not Reward:
@@ -266,6 +306,12 @@ def _returning(result):
         ([1.0, "1"], "returned '1' for completion 1"),
         ([1.0, math.inf], "returned inf for completion 1; rewards must be finite"),
         ([[1.0, 2.0], 1.0], r"returned \[1.0, 2.0\] for completion 0"),
+        (torch.ones(2, 2), r"returned tensor\(\[1., 1.\]\) for completion 0"),
+        ([1.0, 10**400], "for completion 1, expected a number"),
+        ("ab", "returned str, expected a list"),
+        ({1: 0.0, 2: 0.0}, "returned dict, expected a list"),
+        ({1.0, 2.0}, "returned set, expected a list"),
+        (torch.tensor(1.0), "returned Tensor, expected a list"),
     ],
 )
 def test_wrong_results_of_a_member_are_named(result, message):
@@ -274,8 +320,19 @@ def test_wrong_results_of_a_member_are_named(result, message):
 
 
 def test_values_of_reads_numbers_of_any_kind():
-    for result in ([1, None], (True, math.nan), np.array([1.0, np.nan]), torch.tensor([1.0, math.nan])):
+    for result in (
+        [1, None],
+        (True, math.nan),
+        iter([1, None]),
+        np.array([1.0, np.nan]),
+        torch.tensor([1.0, math.nan]),
+    ):
         np.testing.assert_array_equal(values_of(_returning(result), None, ["a", "b"], {}), [1.0, np.nan])
+
+
+def test_errors_count_rows_from_the_first():
+    with pytest.raises(InvalidInputError, match="'r' returned inf for completion 12"):
+        check_values([0.0, 0.0, math.inf], 3, "r", first=10)
 
 
 def test_asynchronous_members_are_refused():

@@ -18,6 +18,7 @@ from polyreward.rewards.proximity import (
     GridProximity,
     SequencePrefix,
     SequenceProximity,
+    over_target,
 )
 from polyreward.rewards.sweet_spot import SweetSpotReward, ZoneQuantizer, assert_order_preserving, sweet_spot
 from polyreward.rewards.verifiers import ExactMatch, LinesCorrect
@@ -66,6 +67,7 @@ def test_custom_thresholds_and_levels():
     "options",
     [
         {"zones": 1},
+        {"zones": 2.5},
         {"zones": 3, "thresholds": (0.5,)},
         {"zones": 3, "thresholds": (0.5, 0.4)},
         {"zones": 2, "thresholds": (1.1,)},
@@ -202,6 +204,7 @@ def test_box_field_broadcasts_and_works_on_tensors():
     points = torch.tensor([[0.0, 0.0], [1.0, 0.0]])
     box = torch.tensor([-1.0, -1.0, 1.0, 1.0])
     torch.testing.assert_close(GaussianBoxField()(points, box), torch.tensor([1.0, 0.60653]), atol=1e-5, rtol=0)
+    assert float(GaussianBoxField()(points[1], [-1, -1, 1, 1])) == pytest.approx(np.exp(-0.5))
     assert GaussianBoxField()([0, 0], [[-1, -1, 1, 1], [0, 0, 2, 2]]).tolist() == pytest.approx([1, np.exp(-1)])
 
 
@@ -272,6 +275,10 @@ def test_grid_reward_counts_missing_cells_as_wrong():
     texts = [solution, solution.replace("2 1 4 3", "2 1 4 4"), "1 2 3 4\n3 4 1 2", "1 2\n3 4\n", "", solution + "\n5 6"]
     assert reward(None, texts, answer=[solution] * 6) == pytest.approx([1, 15 / 16, 0.5, 0.25, 0, 1])
     assert reward(None, [solution], answer=[["1 1\n1 1", solution]]) == [1]
+    rows = [[int(cell) for cell in line.split()] for line in solution.split("\n")]
+    assert reward(None, texts[:2], answer=[rows, [rows, [[0, 0], [0, 0]]]]) == pytest.approx([1, 15 / 16])
+    with pytest.raises(InvalidInputError, match="no rectangular grid"):
+        reward(None, [solution], answer=[[]])
     zoned = GridProximity(block=(2, 2), zones=3)
     assert zoned(None, texts[:2], answer=[solution] * 2) == [1, 1]
 
@@ -280,6 +287,18 @@ def test_sequence_reward_is_a_prefix_over_the_target_length():
     texts = ["up left up", "up left down", "up, left", "down up left up", "up left up up"]
     assert SequenceProximity()(None, texts, answer=["up left up"] * 5) == pytest.approx([1, 2 / 3, 2 / 3, 0, 1])
     assert SequenceProximity()(None, ["b c"], answer=[["a b", "b c"]]) == [1]
+    assert SequenceProximity()(None, ["b c", "b"], answer=[[["a", "b"], ["b", "c"]]] * 2) == [1, 0.5]
+
+
+def test_a_trajectory_is_averaged_over_the_length_of_its_target():
+    steps = np.array([[1.0, 0.5, 0.0, 0.0], [1.0, 1.0, 1.0, 0.8]])
+    assert over_target(steps, np.array([4, 2])).tolist() == [0.375, 1.0]
+    assert over_target(steps, 8).tolist() == pytest.approx([1.5 / 8, 3.8 / 8])
+    tensors = over_target(torch.from_numpy(steps), torch.tensor([4, 2]))
+    assert tensors.tolist() == [0.375, 1.0]
+    for wrong in ((steps, 0), (steps, np.array([1, 0])), (steps * np.nan, 4)):
+        with pytest.raises(InvalidInputError):
+            over_target(*wrong)
 
 
 def test_any_graded_reward_serves_as_proximity():

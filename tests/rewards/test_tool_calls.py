@@ -3,6 +3,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from polyreward.advantages.parts import Center, Scale, WeightedSum
 from polyreward.advantages.transform import chain, compute_advantages
@@ -21,7 +23,7 @@ from polyreward.rewards.tool_calls import (
     reference_calls,
     toolrl,
 )
-from polyreward.rewards.tool_matching import ToolCall
+from polyreward.rewards.tool_matching import GRANULARITIES, ToolCall
 
 ONE = '{"name": "f", "parameters": {"a": 1}}'
 TWO = '{"name": "g", "parameters": {}}'
@@ -172,6 +174,70 @@ def test_advantages_of_a_group():
     batch = RewardBatch(torch.tensor([4.0, 2.7142857, 0.0, -3.0], dtype=torch.float64))
     advantages = compute_advantages(chain(WeightedSum(), Center("group"), Scale("group", epsilon=1e-6, ddof=1)), batch)
     assert advantages.tolist() == pytest.approx([0.9893, 0.5752, -0.2991, -1.2653], abs=1e-4)
+
+
+def as_the_card_says(completion, answer, granularity):
+    """Correctness in [-3, 3] in plain Python, after the description of the released code; greedy."""
+    if "<tool_call>" not in answer:
+        return 0.0
+    gold = [json.loads(x) for x in answer.split("<tool_call>")[1].split("</tool_call>")[0].strip().split("\n")]
+    try:
+        assert "<tool_call>" in completion
+        assert "</tool_call>" in completion
+        inside = completion.split("<tool_call>")[1].split("</tool_call>")[0].strip()
+        given = [json.loads(line) for line in inside.split("\n")]
+        names, params = [call["name"] for call in given], [call["parameters"] for call in given]
+    except (AssertionError, ValueError, KeyError, TypeError):
+        return -3.0
+
+    def jaccard(a, b):
+        if a == b or granularity == "refined":
+            return float(a == b)
+        shared = sum(min(a.count(x), b.count(x)) for x in set(a))
+        return shared / (len(a) + len(b) - shared) if a and b else 0.0
+
+    if gold == given:
+        return 3.0
+    if granularity == "coarse":
+        return -3.0
+    score, largest, used = jaccard([call["name"] for call in gold], names), 1.0, set()
+    for call in gold:
+        largest += 1 if granularity == "intermediate" else 1 + len(call["parameters"])
+        best, at = 0.0, None
+        for i in range(len(given)):
+            if i in used or names[i] != call["name"]:
+                continue
+            if granularity == "intermediate":
+                m = float(given[i] == call)
+            else:
+                m = jaccard(list(call["parameters"]), list(params[i]))
+                m += sum(k in params[i] and params[i][k] == v for k, v in call["parameters"].items())
+            if m > best:
+                best, at = m, i
+        if at is not None:
+            used.add(at)
+            score += best
+    return 6 * score / largest - 3
+
+
+values = st.sampled_from([0, 1, 1.0, "1", True, None, [1, 2], [2, 1], {"x": 1}])
+some_calls = st.lists(
+    st.fixed_dictionaries(
+        {"name": st.sampled_from("fg"), "parameters": st.dictionaries(st.sampled_from("abc"), values, max_size=3)}
+    ),
+    min_size=1,
+    max_size=3,
+)
+odd_lines = st.sampled_from(["5", "x", "", "null", '{"name": "f"}', '{"parameters": {}}', '{"name": "f", "name": "g"}'])
+
+
+@given(some_calls, some_calls, st.one_of(st.none(), odd_lines), st.sampled_from(GRANULARITIES))
+def test_correctness_equals_the_released_code(gold, predicted, odd, granularity):
+    answer = block(*map(json.dumps, gold))
+    completion = block(*map(json.dumps, predicted), *([] if odd is None else [odd, json.dumps(predicted[0])]))
+    reward = ToolCallReward(granularity=granularity)
+    assert one(reward, completion, answer) == pytest.approx(as_the_card_says(completion, answer, granularity))
+    assert one(reward, answer, answer) == 3
 
 
 def test_structured_calls_of_messages():

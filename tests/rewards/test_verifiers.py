@@ -1,11 +1,13 @@
 import json
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from polyreward.errors import InvalidInputError, UnknownNameError
 from polyreward.rewards.answers import find_answer, numbers_in, parse_number
+from polyreward.rewards.overlap import RelativeAccuracyReward
 from polyreward.rewards.verifiers import ExactMatch, FieldsCorrect, LinesCorrect, NumericAnswer, ReasoningGymScore
 
 
@@ -27,6 +29,11 @@ def one(reward, completion, **columns):
         (r"\boxed{1", "boxed", None),
         ("from 3 to 1,234.5!", "last_number", "1,234.5"),
         ("none", "last_number", None),
+        ("so 3/4", "last_number", "3/4"),
+        ("3 / -4.", "last_number", "3/-4"),
+        ("on 2024/5/6", "last_number", "6"),
+        ("x/2", "last_number", "2"),
+        ("−2", "last_number", "-2"),
     ],
 )
 def test_find_answer(text, place, answer):
@@ -44,13 +51,16 @@ def test_numbers_in_text():
     assert numbers_in("a1-2, -3 +4 .5 1,000 1,00 2.5e3 (7)-8 10.") == [
         "1", "2", "-3", "+4", ".5", "1,000", "1", "00", "2.5e3", "7", "8", "10",
     ]  # fmt: skip
+    assert numbers_in("[10,200,-300.5,1,2345]") == ["10,200", "-300.5", "1", "2345"]
+    assert numbers_in("[10,200,-300.5,1,2345]", thousands=False) == ["10", "200", "-300.5", "1", "2345"]
 
 
 @pytest.mark.parametrize(
     ("text", "value"),
     [
         ("1,234", 1234), ("$5.50", 5.5), ("20%", 20), ("3/4", 0.75), ("-2", -2), ("−2", -2), ("7.", 7), ("1e3", 1000),
-        ("x", None), ("1/0", None), ("inf", None), ("nan", None), ("", None), ("1/2/3", None),
+        ("7,2", None), ("1,234,5", None), ("12,345/5", 2469), ("1_000", None), ("- 2", None), ("$-5", -5),
+        ("1e999", None), ("x", None), ("1/0", None), ("inf", None), ("nan", None), ("", None), ("1/2/3", None),
     ],
 )  # fmt: skip
 def test_parse_number(text, value):
@@ -75,6 +85,9 @@ def test_exact_match_normalises_only_what_it_is_told(options, completion, value)
 def test_exact_match_accepts_any_of_several_and_numbers():
     assert one(ExactMatch(), "two", answer=["one", "two"]) == 1
     assert one(ExactMatch(), "2", answer=2) == 1
+    assert one(ExactMatch(), "None", answer=["one", None]) == 0
+    with pytest.raises(InvalidInputError, match="empty list of accepted answers"):
+        one(ExactMatch(), "None", answer=[None])
     assert one(ExactMatch("label", "<answer>"), "x <answer>2</answer>", label="2") == 1
 
 
@@ -102,6 +115,14 @@ def test_numeric_answer_takes_references_of_every_form():
         assert one(NumericAnswer(), "72", answer=reference) == 1
     with pytest.raises(InvalidInputError):
         NumericAnswer(relative=-1)
+
+
+@given(st.from_regex(r"[-+−]?[$]?[0-9]{1,6}([.,][0-9]{1,3}){0,2}(e[0-9])?( ?/ ?[-−]?[0-9,]{1,5})?%?", fullmatch=True))
+def test_whatever_is_a_reference_number_is_its_own_right_answer(reference):
+    if parse_number(reference) is not None:
+        for completion in (reference, f"It is {reference}.", f"<answer>{reference}</answer>"):
+            assert one(NumericAnswer(), completion, answer=reference) == 1
+            assert one(RelativeAccuracyReward(), completion, answer=reference) == 1
 
 
 @given(st.integers(-(10**8), 10**8))
@@ -138,6 +159,13 @@ def test_lines_correct(completion, value):
 def test_fields_correct(completion, value):
     for reference in ({"a": 1, "b": [1, 2]}, '{"a": 1, "b": [1, 2]}'):
         assert one(FieldsCorrect(), completion, answer=reference) == pytest.approx(value)
+
+
+def test_fields_of_a_reference_that_json_writes_otherwise():
+    reference = {"a": (1, 2), "b": np.int64(3), 4: np.array([0.5])}
+    assert one(FieldsCorrect(), '{"a": [1, 2], "b": 3, "4": [0.5]}', answer=reference) == 1
+    with pytest.raises(InvalidInputError, match="no JSON object"):
+        one(FieldsCorrect(), "{}", answer={"a": {1, 2}})
 
 
 TASKS = ["chain_sum", "mini_sudoku", "spell_backward", "leg_counting", "palindrome_generation", "products", "gcd",

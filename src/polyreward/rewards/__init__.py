@@ -11,7 +11,13 @@ from polyreward.rewards.contract import Reward, RewardFunction, Sample, name_of,
 from polyreward.rewards.executor import RewardExecutor, RewardFailureWarning, RewardTiming
 from polyreward.rewards.formats import RegexFormat, TagFormat
 from polyreward.rewards.length import LengthBudget, ThinkLengthReward, Trapezoid, TrapezoidReward
-from polyreward.rewards.overlap import OverlapReward, PointsReward, RelativeAccuracyReward, TranscriptionReward
+from polyreward.rewards.overlap import (
+    OverlapReward,
+    PointInBox,
+    PointsReward,
+    RelativeAccuracyReward,
+    TranscriptionReward,
+)
 from polyreward.rewards.proximity import (
     BlockMatch,
     BoxProximity,
@@ -37,6 +43,7 @@ __all__ = [
     "LinesCorrect",
     "NumericAnswer",
     "OverlapReward",
+    "PointInBox",
     "PointsReward",
     "ReasoningGymScore",
     "RegexFormat",
@@ -81,6 +88,7 @@ REWARDS: dict[str, str] = {
     "lines_correct": "polyreward.rewards.verifiers:LinesCorrect",
     "numeric_answer": "polyreward.rewards.verifiers:NumericAnswer",
     "overlap_reward": "polyreward.rewards.overlap:OverlapReward",
+    "point_in_box": "polyreward.rewards.overlap:PointInBox",
     "points_reward": "polyreward.rewards.overlap:PointsReward",
     "reasoning_gym_score": "polyreward.rewards.verifiers:ReasoningGymScore",
     "regex_format": "polyreward.rewards.formats:RegexFormat",

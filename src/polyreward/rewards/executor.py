@@ -20,6 +20,7 @@ The executor isolates mistakes, not malice: workers have the rights of the proce
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import sys
@@ -87,7 +88,8 @@ class RewardExecutor:
     """Runs rewards in worker processes.
 
     Workers start with the first call and stay until `close` (or the end of the ``with`` block, or of the process,
-    however it ends). Wrapped rewards may be called from several threads; their calls take turns.
+    however it ends). Wrapped rewards may be called from several threads; their calls take turns. Workers run with
+    ``OMP_NUM_THREADS=1``, unless the variable is set.
 
     Parameters
     ----------
@@ -399,7 +401,7 @@ def _part(column: Any, unit: range) -> Any:
 
 def _plain_state(state: Any) -> Any:
     """A trainer's state without its history and without its class, which would load the trainer in the worker."""
-    fields = getattr(state, "__dict__", None)
-    if fields is None:
-        return state
+    if state is None:
+        return None
+    fields = {name: inspect.getattr_static(state, name) for name in dir(state) if name[0] != "_"}
     return types.SimpleNamespace(**{k: v for k, v in fields.items() if isinstance(v, int | float | str | None)})

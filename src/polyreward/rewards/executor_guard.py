@@ -7,9 +7,9 @@ killed is replaced in milliseconds. Where loading leaves threads or open files, 
 no template, and every worker loads for itself.
 
 A worker reads samples from a socket of its own and announces every sample's end on it, so that the trainer knows which
-sample a worker is at. Killing is SIGKILL to the worker and to everything it started; no signal handler and no loop in C
-code escapes it. The guard runs no user code: when the trainer ends, however it ends, the guard sees its socket close and
-kills what is left.
+sample a worker is at. Killing is SIGKILL to the worker and to everything it started; no signal handler and no loop in
+C code escapes it. The guard runs no user code: when the trainer ends, however it ends, the guard sees its socket close
+and kills what is left.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ from polyreward.rewards.contract import as_list, check_values, name_of
 
 HEADER = struct.Struct("<Q")
 TAG = "POLYREWARD_WORKER"
+NOT_STARTED = "could not be started"
 _LONGEST_TRACEBACK = 8000
 _DEATH_SIGNAL, _SUBREAPER = 1, 36  # of prctl(2)
 
@@ -95,7 +96,10 @@ class Guard:
 
     def obey(self) -> bool:
         """Carry out the commands that have come; False when there will be no more."""
-        data, sockets, _, _ = socket.recv_fds(self.control, 65536, 64)
+        try:
+            data, sockets, _, _ = socket.recv_fds(self.control, 65536, 64)
+        except ConnectionError:  # closed with news that nobody read
+            return False
         self.lines += data
         self.sockets += sockets
         *commands, self.lines = self.lines.split(b"\n")
@@ -122,7 +126,7 @@ class Guard:
             self.pids[worker], self.stacks[pid] = pid, (reading, "")
         else:
             os.close(reading)
-            self.tell(worker, "could not be started", "")
+            self.tell(worker, NOT_STARTED, "")
 
     def fork(self, worker: int, channel: int, reading: int, writing: int, template: bool) -> int:
         """Fork the template, or a worker without one; 0 where the system refuses."""
@@ -231,7 +235,7 @@ class Guard:
 
 
 def settle(worker: int, stacks: int) -> None:
-    """Make a fork a process of its own: a session, an end with the guard, stacks to the pipe `stacks` when it is killed."""
+    """Make a fork a process of its own: a session, an end with the guard's, stacks to the pipe `stacks` when killed."""
     os.setsid()
     _prctl(_DEATH_SIGNAL, signal.SIGKILL)
     os.environ[TAG] = str(worker)
@@ -264,7 +268,7 @@ def work(channel: socket.socket, orders: socket.socket | None) -> None:
             try:
                 sys.path.extend(entry for entry in path if entry not in sys.path)
                 rewards[key] = pickle.loads(payload)
-                channel.sendall(frame(("loaded", _open_files() == clean and _threads() == 1)))
+                channel.sendall(frame(("loaded", key, _open_files() == clean and _threads() == 1)))
             except BaseException as error:
                 channel.sendall(frame(("unloadable", _text_of(error))))
         elif key not in rewards:

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from polyreward.errors import InvalidInputError, MissingColumnError, PolyrewardError
-from polyreward.rewards.executor_guard import HEADER, frame
+from polyreward.rewards.executor_guard import HEADER, NOT_STARTED, frame
 
 CHUNK_SECONDS, LARGEST_CHUNK = 0.01, 64
 _LAST_WORDS = 5.0  # seconds to wait for the guard's word on a worker that it was told to kill
@@ -62,7 +62,7 @@ class _Worker:
     channel: socket.socket
     deadline: float = float("inf")
     template: bool = False
-    loading: bool = False
+    loading: Task | None = None
     open: bool = True
     items: deque[int] = field(default_factory=deque)
     loaded: set[int] = field(default_factory=set)
@@ -72,7 +72,7 @@ class _Worker:
     @property
     def busy(self) -> bool:
         """Whether something is expected of it."""
-        return self.loading or bool(self.items)
+        return self.loading is not None or bool(self.items)
 
 
 class LocalPool:
@@ -251,7 +251,7 @@ class _Call:
         return self.outcomes  # type: ignore[return-value]
 
     def prepare(self) -> None:
-        """Have the template load the reward, where one can be; workers that do not have the reward make way for copies."""
+        """Have the template load the reward, where one can be; workers that do not have it make way for copies."""
         pool = self.pool
         if pool._copies and (pool._template is None or self.task.key not in pool._template.loaded):
             self.load(pool._template or pool._spawn(template=True))
@@ -264,29 +264,33 @@ class _Call:
 
     def load(self, worker: _Worker) -> None:
         """Send the reward to a worker."""
-        worker.loading = True
+        worker.loading = self.task
         worker.unsent += frame(("load", self.task.key, self.task.path, self.task.payload))
         self.alive(worker)
 
     def dispatch(self) -> None:
-        """Give items to idle workers, while the queue has room; start workers while there are too few."""
+        """Give items to idle workers, while the queue has room; start workers while there are too few.
+
+        A worker that has to load the reward gets no item before it has, so that no item waits for it.
+        """
+        if not self.waiting:
+            return
         pool = self.pool
         workers = [worker for worker in pool._workers.values() if not worker.template]
-        room = pool.queue - sum(len(worker.items) for worker in workers)
         idle = [worker for worker in workers if not worker.busy]
-        missing = pool.size - len(workers)
-        while self.waiting and room > 0 and (idle or missing > 0):
-            missing -= not idle
-            worker = idle.pop() if idle else pool._spawn()
-            pace = pool._paces.get(self.task.key)
-            size = 1 if pace is None else int(CHUNK_SECONDS / max(pace, 1e-9))
-            fair = -(-len(self.waiting) // (2 * pool.size))
-            worker.items.extend(self.waiting.popleft() for _ in range(max(1, min(size, fair, room, LARGEST_CHUNK))))
-            room -= len(worker.items)
+        idle += [pool._spawn() for _ in range(min(pool.size - len(workers), len(self.waiting) - len(idle)))]
+        room = pool.queue - sum(len(worker.items) for worker in workers)
+        pace = pool._paces.get(self.task.key)
+        size = 1 if pace is None else int(CHUNK_SECONDS / max(pace, 1e-9))
+        for worker in idle:
             if self.task.key not in worker.loaded:
                 self.load(worker)
-            worker.unsent += frame(("run", self.task.key, [self.encode(item) for item in worker.items]))
-            self.alive(worker)
+            elif self.waiting and room > 0:
+                fair = -(-len(self.waiting) // (2 * pool.size))
+                worker.items.extend(self.waiting.popleft() for _ in range(max(1, min(size, fair, room, LARGEST_CHUNK))))
+                room -= len(worker.items)
+                worker.unsent += frame(("run", self.task.key, [self.encode(item) for item in worker.items]))
+                self.alive(worker)
 
     def wait(self) -> None:
         """Wait for the next event, and deal with all that have happened."""
@@ -360,9 +364,9 @@ class _Call:
     def handle(self, worker: _Worker, kind: str, *content: Any) -> None:
         """One message of a worker."""
         if kind == "loaded":
-            worker.loading = False
-            worker.loaded.add(self.task.key)
-            if worker.template and not content[0]:
+            worker.loading = None
+            worker.loaded.add(content[0])
+            if worker.template and not content[1]:
                 self.pool._copies = False
                 self.pool._kill(worker, None)
         elif kind == "unknown":  # a worker of the guard's own, started because the template had just died
@@ -370,7 +374,7 @@ class _Call:
             self.waiting.extendleft(reversed(worker.items))
             worker.items.clear()
         elif kind == "unloadable":
-            raise InvalidInputError(f"reward {self.task.name!r} cannot be loaded in a worker process:\n{content[0]}")
+            raise InvalidInputError(f"reward {_loading(worker)!r} cannot be loaded in a worker process:\n{content[0]}")
         elif kind == "missing":
             raise MissingColumnError(content[0])
         elif kind == "wrong":
@@ -393,7 +397,7 @@ class _Call:
         """Kill a worker that is over the limit; its other items go back to the queue."""
         if worker.loading:
             raise InvalidInputError(
-                f"reward {self.task.name!r} is not loaded in a worker process after {self.pool.start_limit:g} s"
+                f"reward {_loading(worker)!r} is not loaded in a worker process after {self.pool.start_limit:g} s"
             )
         item, *rest = worker.items
         self.waiting.extendleft(reversed(rest))
@@ -410,13 +414,23 @@ class _Call:
             if worker.busy:
                 self.read(worker)  # its last messages
             self.pool._drop(worker)
+            if how == NOT_STARTED and not worker.template:  # no fork, or the template is gone
+                if self.pool._template is None:
+                    raise PolyrewardError(f"reward {self.task.name!r}: the system starts no further process")
+                self.pool._drop(self.pool._template)
+                self.waiting.extendleft(reversed(worker.items))
+                return
             if worker.loading:
                 end = f"the worker process {how}\n{stack}".strip()
-                raise InvalidInputError(f"reward {self.task.name!r} cannot be loaded: {end}")
+                raise InvalidInputError(f"reward {_loading(worker)!r} cannot be loaded: {end}")
             if worker.items:
                 item, *rest = worker.items
                 self.waiting.extendleft(reversed(rest))
                 self.settle(item, Outcome("died", [], 0.0, f"the worker process {how}\n{stack}".strip()))
+
+
+def _loading(worker: _Worker) -> str:
+    return worker.loading.name if worker.loading else ""
 
 
 def _bid_farewell(process: subprocess.Popen[bytes], control: socket.socket, owner: int) -> None:

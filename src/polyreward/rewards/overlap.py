@@ -140,6 +140,41 @@ class OverlapReward(Reward):
 
 
 @dataclass(frozen=True)
+class PointInBox(Reward):
+    """1 where the last point in the text lies in the box, border included, else 0 (GUI grounding, arXiv 2601.22491).
+
+    Parameters
+    ----------
+    column : str
+        Column of the box (left, top, right, bottom), or of a list of boxes of which any counts.
+    extract : as in `ExactMatch`
+
+    Range: 0 or 1. Text without two numbers earns 0; a box without area is an error.
+    """
+
+    column: str = "box"
+    extract: str = "text"
+
+    def __post_init__(self) -> None:
+        check_place(self.extract)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The column of the box."""
+        return (self.column,)
+
+    def score(self, sample: Sample) -> float:
+        """1 or 0."""
+        boxes = read_numbers(self, sample, self.column, 4)
+        if not (boxes[:, 2:] > boxes[:, :2]).all():
+            raise self.refuse(sample, self.column, f"{boxes.tolist()} has no extent")
+        point = numbers_from(find_answer(sample.text, self.extract) or "", 2)
+        if point is None:
+            return 0.0
+        return float(((boxes[:, :2] <= point) & (point <= boxes[:, 2:])).all(axis=1).any())
+
+
+@dataclass(frozen=True)
 class RelativeAccuracyReward(Reward):
     """`mean_relative_accuracy` of the last number in the answer (arXiv 2512.03043). Range [0, 1]."""
 
