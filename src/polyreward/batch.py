@@ -10,7 +10,7 @@ column keeps its name. That file is the rollout log which training writes and `p
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -35,21 +35,22 @@ class RewardBatch:
 
     Parameters
     ----------
-    rewards : float tensor (N, K), or anything `torch.as_tensor` takes; (N,) is read as (N, 1); None entries become NaN
-        Any range. NaN: the reward does not apply. Infinite values are refused.
-    names : sequence of K distinct strings, optional
+    rewards : float tensor (N, K), numpy array or nested list; (N,) is read as (N, 1)
+        NaN (None in a list): the reward does not apply. Infinite values are refused. Floats keep their dtype; integers,
+        booleans and lists become float32.
+    names : sequence of K distinct strings, optional; or the name of the one reward
         Default ``("reward",)`` for one reward, ``("reward_0", ...)`` for more.
     groups : integer or string ids, length N
         Samples that share a prompt, state or seed. Default: all samples form one group.
     columns : mapping of name to length-N values
-        Numeric values become tensors on the device of `rewards`; everything else a numpy object array. A tensor may
-        have further dimensions (N, ...).
+        Numeric values become tensors on the device of `rewards`; everything else a numpy array. A tensor may have
+        further dimensions (N, ...).
 
     Raises
     ------
     InvalidInputError
         Wrong shapes or lengths (the message names the column), rewards that are not numbers or are infinite (it names
-        reward and row).
+        reward and row), names that are not distinct strings.
     """
 
     rewards: Tensor
@@ -61,11 +62,12 @@ class RewardBatch:
     def __post_init__(self) -> None:
         rewards = _as_rewards(self.rewards)
         rows, width = rewards.shape
-        names = tuple(self.names) or (("reward",) if width == 1 else tuple(f"reward_{k}" for k in range(width)))
+        names = (self.names,) if isinstance(self.names, str) else tuple(self.names)
+        names = names or (("reward",) if width == 1 else tuple(f"reward_{k}" for k in range(width)))
         if len(names) != width:
             raise InvalidInputError(f"{width} rewards but {len(names)} names {names}")
-        if len(set(names)) != width:
-            raise InvalidInputError(f"reward names must be distinct, got {names}")
+        if len(set(names)) != width or not all(isinstance(name, str) for name in names):
+            raise InvalidInputError(f"reward names must be distinct strings, got {names}")
         object.__setattr__(self, "rewards", rewards)
         object.__setattr__(self, "names", names)
         if not torch.isfinite(rewards.sum()):  # one cheap reduction decides whether a closer look is needed
@@ -143,9 +145,14 @@ class RewardBatch:
         return factorize(self.column(keys[0]), name=f"column {keys[0]!r}", device=self.rewards.device)
 
     def select(self, rows: Tensor | np.ndarray | Sequence[int]) -> RewardBatch:
-        """The batch of the given rows (indices or a boolean mask), in that order."""
-        index = torch.as_tensor(rows, device=self.rewards.device)
-        index = index.nonzero().squeeze(1) if index.dtype == torch.bool else index.to(torch.int64)
+        """The batch of the given rows (indices or a boolean mask), in that order.
+
+        Raises
+        ------
+        InvalidInputError
+            Neither whole numbers in ``[-N, N)`` nor N booleans.
+        """
+        index = _as_index(rows, len(self), self.rewards.device)
         at = index.cpu().numpy()
         groups = self.segments("group")
         columns = {k: v[index] if isinstance(v, Tensor) else v[at] for k, v in self.columns.items()}
@@ -157,27 +164,36 @@ class RewardBatch:
         """The same batch with columns added or replaced."""
         return RewardBatch(self.rewards, self.names, self.groups, {**self.columns, **columns})
 
+    def to(self, device: torch.device | str) -> RewardBatch:
+        """The same batch on another device; itself when it is there already."""
+        if torch.device(device) == self.rewards.device:
+            return self
+        groups = self.segments("group")
+        columns = {name: v.to(device) if isinstance(v, Tensor) else v for name, v in self.columns.items()}
+        return RewardBatch(
+            self.rewards.to(device), self.names, Segments(groups.codes.to(device), groups.count, groups.labels), columns
+        )
+
     def to_arrow(self) -> pa.Table:
-        """As an Arrow table: ``group``, ``reward/<name>`` and the columns. NaN rewards become nulls."""
+        """As an Arrow table: ``group``, ``reward/<name>`` and the columns. NaN rewards become nulls.
+
+        Raises
+        ------
+        InvalidInputError
+            A column is called ``group`` or ``reward/...``, or holds what Arrow cannot (values of mixed types, say).
+        """
         import pyarrow as pa
 
         groups = self.segments("group")
         codes = groups.codes.cpu().numpy()
-        ids = codes if groups.labels is None else _take_labels(groups.labels, codes)
-        arrays: dict[str, pa.Array] = {"group": pa.array(ids)}
-        for k, name in enumerate(self.names):
-            values = self.rewards[:, k].detach().cpu()
-            values = values if values.dtype == torch.float64 else values.float()
-            arrays[REWARD_PREFIX + name] = pa.array(values.numpy(), from_pandas=True)
+        arrays = {"group": _to_arrow(codes if groups.labels is None else [groups.labels[c] for c in codes], "group")}
+        for name, values in zip(self.names, self.rewards.unbind(1), strict=True):
+            arrays[REWARD_PREFIX + name] = pa.array(_to_numpy(values), from_pandas=True)
         for name, column in self.columns.items():
-            if name in arrays:
+            if name == "group" or name.startswith(REWARD_PREFIX):
                 raise InvalidInputError(f"the column name {name!r} is reserved in a rollout log")
-            if isinstance(column, Tensor):
-                column = column.detach().cpu()
-                column = column.float() if column.dtype in (torch.bfloat16, torch.float16) else column
-                arrays[name] = pa.array(column.numpy() if column.ndim == 1 else column.tolist())
-            else:
-                arrays[name] = pa.array(column.tolist())
+            plain = _to_numpy(column) if isinstance(column, Tensor) else column
+            arrays[name] = _to_arrow(plain if plain.ndim == 1 and plain.dtype != object else plain.tolist(), name)
         return pa.table(arrays)
 
     @classmethod
@@ -188,24 +204,24 @@ class RewardBatch:
         ------
         MissingColumnError
             No column starts with ``reward/``, or ``group`` is absent.
+        InvalidInputError
+            A reward is not a column of numbers, or a row has no group.
         """
         names = [name for name in table.column_names if name.startswith(REWARD_PREFIX)]
         if not names:
             raise MissingColumnError(f"no column named '{REWARD_PREFIX}<name>'; found {table.column_names}")
         if "group" not in table.column_names:
             raise MissingColumnError(f"no column named 'group'; found {table.column_names}")
-        rewards = (
-            np.stack([np.asarray(table[name].to_pandas(), dtype=np.float64) for name in names], axis=1)
-            if len(table)
-            else np.zeros((0, len(names)))
-        )
-        others = [n for n in table.column_names if n not in names and n != "group"]
-        columns = {name: _from_arrow_column(table[name]) for name in others}
+        narrow = all(str(table.schema.field(name).type) in ("float", "halffloat") for name in names)
+        rewards = np.empty((len(table), len(names)), dtype=np.float32 if narrow else np.float64)
+        for k, name in enumerate(names):
+            rewards[:, k] = _numbers_from_arrow(table[name], name)
+        others = [name for name in table.column_names if name not in names and name != "group"]
         return cls(
-            torch.from_numpy(rewards).float() if _is_float32(table, names) else torch.from_numpy(rewards),
+            torch.from_numpy(rewards),
             tuple(name.removeprefix(REWARD_PREFIX) for name in names),
-            _from_arrow_column(table["group"]),
-            columns,
+            _from_arrow(table["group"]),
+            {name: _from_arrow(table[name]) for name in others},
         )
 
     def write_parquet(self, path: str | Path) -> Path:
@@ -230,8 +246,10 @@ def _as_rewards(values: Any) -> Tensor:
     if isinstance(values, Tensor):
         rewards = values
     else:
+        kept = isinstance(values, np.ndarray) and values.dtype.kind == "f"
         try:
-            rewards = torch.as_tensor(np.asarray(values, dtype=np.float64)).float()
+            array = np.asarray(values) if kept else np.asarray(values, dtype=np.float64).astype(np.float32)
+            rewards = torch.from_numpy(np.require(array, requirements=["C", "W"]))
         except (TypeError, ValueError) as error:
             raise InvalidInputError(f"rewards must be numbers in a rectangle (N, K): {error}") from error
     if rewards.ndim == 1:
@@ -256,11 +274,16 @@ def _refuse_infinite(rewards: Tensor, names: tuple[str, ...]) -> None:
 def _as_column(name: str, values: Any, rows: int, device: torch.device) -> Tensor | np.ndarray:
     if isinstance(values, Tensor):
         column: Tensor | np.ndarray = values.to(device)
+    elif isinstance(values, str | bytes) or not isinstance(values, Iterable):
+        raise InvalidInputError(f"column {name!r} has a single value, rewards has {rows} rows")
     else:
-        array = values if isinstance(values, np.ndarray) else _column_array(values)
+        array = values if isinstance(values, np.ndarray) else _column_array(list(values))
+        if array.dtype.kind == "u" and array.dtype != np.uint64:
+            array = array.astype(np.int64)
+        numeric = array.dtype.kind in "ifb" and array.dtype.itemsize <= 8
         column = (
-            torch.from_numpy(np.require(array, requirements=["C", "W"])).to(device)
-            if array.dtype.kind in "ifb"
+            torch.from_numpy(np.require(array, array.dtype.newbyteorder("="), ["C", "W"])).to(device)
+            if numeric
             else array
         )
     if column.ndim == 0 or column.shape[0] != rows:
@@ -269,31 +292,64 @@ def _as_column(name: str, values: Any, rows: int, device: torch.device) -> Tenso
     return column
 
 
-def _column_array(values: Any) -> np.ndarray:
-    values = list(values)
-    if values and all(isinstance(v, int | float | np.number) for v in values):
+def _column_array(values: list[Any]) -> np.ndarray:
+    if values and all(isinstance(v, int | float | np.number | np.bool_) for v in values):
         return np.asarray(values)
-    array = np.empty(len(values), dtype=object)
-    array[:] = values
-    return array
+    return np.fromiter(values, dtype=object, count=len(values))
 
 
-def _take_labels(labels: Sequence[Any], codes: np.ndarray) -> list[Any]:
-    return [labels[code] for code in codes.tolist()]
+def _as_index(rows: Any, number: int, device: torch.device) -> Tensor:
+    try:
+        index = rows if isinstance(rows, Tensor) else torch.from_numpy(np.array(rows))
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(f"rows must be whole numbers or booleans: {error}") from error
+    if not index.numel() and index.dtype != torch.bool:
+        index = index.to(torch.int64)
+    if index.ndim != 1 or index.is_floating_point() or index.is_complex():
+        raise InvalidInputError(f"rows must be whole numbers or booleans, got {index.dtype} {tuple(index.shape)}")
+    if index.dtype == torch.bool:
+        if len(index) != number:
+            raise InvalidInputError(f"a mask of {len(index)} rows for a batch of {number}")
+        return index.to(device).nonzero().squeeze(1)
+    index = index.to(device=device, dtype=torch.int64)
+    outside = (index < -number) | (index >= number)
+    if bool(outside.any()):
+        raise InvalidInputError(f"row {int(index[outside][0])} of a batch of {number}")
+    return index
 
 
-def _is_float32(table: pa.Table, names: Sequence[str]) -> bool:
-    return all(str(table.schema.field(name).type) in ("float", "halffloat") for name in names)
+def _to_numpy(values: Tensor) -> np.ndarray:
+    values = values.detach().cpu()
+    narrow = values.is_floating_point() and values.dtype not in (torch.float32, torch.float64)
+    return (values.float() if narrow else values).numpy()
 
 
-def _from_arrow_column(column: Any) -> Any:
+def _to_arrow(values: Any, name: str) -> pa.Array:
+    import pyarrow as pa
+
+    try:
+        return pa.array(values)
+    except (pa.ArrowException, OverflowError) as error:
+        raise InvalidInputError(f"column {name!r} cannot be stored: {error}") from error
+
+
+def _from_arrow(column: pa.ChunkedArray) -> np.ndarray:
     import pyarrow as pa
 
     kind = column.type
-    if (pa.types.is_integer(kind) or pa.types.is_boolean(kind)) and column.null_count == 0:
+    whole = pa.types.is_integer(kind) or pa.types.is_boolean(kind)
+    if pa.types.is_floating(kind) or (whole and column.null_count == 0):
         return column.to_numpy()
-    if pa.types.is_floating(kind):
-        return np.asarray(column.to_pandas())
-    array = np.empty(len(column), dtype=object)
-    array[:] = column.to_pylist()
-    return array
+    values = column.to_pylist()
+    return np.fromiter(values, dtype=object, count=len(values))
+
+
+def _numbers_from_arrow(column: pa.ChunkedArray, name: str) -> np.ndarray:
+    import pyarrow as pa
+
+    kind = column.type
+    if not (
+        pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind)
+    ):
+        raise InvalidInputError(f"column {name!r} holds {kind}, expected numbers")
+    return column.cast(pa.float64(), safe=False).to_numpy()

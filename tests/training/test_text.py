@@ -270,7 +270,7 @@ def test_wrong_rewards_stop_the_run_with_their_name(tmp_path: Path) -> None:
 
     with pytest.raises(InvalidInputError, match="reward 'short' returned 7 values for 8 completions"):
         trained(tmp_path, reward_funcs=[brevity, short])
-    with pytest.raises(InvalidInputError, match="reward 'endless' is inf in row 1"):
+    with pytest.raises(InvalidInputError, match="reward 'endless' returned inf for completion 1"):
         trained(tmp_path, reward_funcs=[brevity, endless], advantage=grpo_trl())
 
 

@@ -17,6 +17,8 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from polyreward.advantages.gaussian import Gaussianize
 from polyreward.advantages.moving_scale import MovingScale
 from polyreward.advantages.parts import Center, LeaveOneOut, Scale, Standardize, WeightedSum, Whiten
@@ -86,17 +88,21 @@ def to_code(transform: Transform) -> str:
     if isinstance(transform, Chain):
         *parts, last = transform.parts or (None,)
         if parts and isinstance(last, Multiply):
-            return f"{last.factor!r} * {to_code(Chain(tuple(parts)))}"
+            scaled = to_code(Chain(tuple(parts)))
+            twice = len(parts) > 1 and isinstance(parts[-1], Multiply)
+            return f"{_literal(last.factor)} * {f'({scaled})' if twice else scaled}"
         return f"chain({', '.join(to_code(part) for part in transform.parts)})"
     if isinstance(transform, Blend):
         return f"blend({', '.join(to_code(branch) for branch in transform.branches)})"
-    arguments = ", ".join(f"{name}={value!r}" for name, value in _arguments(transform).items())
+    arguments = ", ".join(f"{name}={_literal(value)}" for name, value in _arguments(transform).items())
     return f"{type(transform).__name__}({arguments})"
 
 
 def _arguments(transform: Transform) -> dict[str, Any]:
     if not dataclasses.is_dataclass(transform):
-        raise InvalidInputError(f"{type(transform).__name__} is not a dataclass, so its arguments cannot be written down")
+        raise InvalidInputError(
+            f"{type(transform).__name__} is not a dataclass, so its arguments cannot be written down"
+        )
     found = {}
     for field in dataclasses.fields(transform):
         value = getattr(transform, field.name) if field.init else None
@@ -110,9 +116,15 @@ def _plain(value: Any, name: str) -> Any:
         return {str(key): _plain(item, name) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item, name) for item in value]
+    if isinstance(value, np.generic):
+        return value.item()
     if value is None or isinstance(value, str | bool | int | float):
         return value
     raise InvalidInputError(f"argument {name!r} holds a {type(value).__name__}, which plain data cannot")
+
+
+def _literal(value: Any) -> str:
+    return repr(value.item() if isinstance(value, np.generic) else value)
 
 
 def _branch(branch: Transform) -> dict[str, Any]:
@@ -124,15 +136,20 @@ def _branch(branch: Transform) -> dict[str, Any]:
 def _read(config: Any, where: str, weights: Any, parts: Mapping[str, type[Transform]]) -> Transform:
     if not isinstance(config, Mapping):
         raise InvalidInputError(f"{where}: expected a table, got {config!r}")
-    forms = [form for form in _FORMS if config.get(form)] or [form for form in ("chain",) if form in config]
+    # `blend` is a list of branches, or the number that a stratified preset or part takes
+    numbers = {key for key in _FORMS if isinstance(config.get(key), int | float)}
+    forms = [key for key in _FORMS if config.get(key) and key not in numbers]
+    if not forms and "chain" in config:
+        forms = ["chain"]
     if len(forms) != 1:
         unknown = [key for key in config if key not in _FORMS]
         hint = nearest(str(unknown[0]), _FORMS) if unknown and not forms else ""
         raise InvalidInputError(f"{where}: give one of {', '.join(_FORMS)}; got {sorted(config) or 'nothing'}{hint}")
-    form, given = forms[0], {key: value for key, value in config.items() if key not in _FORMS}
+    form, given = forms[0], {key: value for key, value in config.items() if key not in _FORMS or key in numbers}
     if form == "preset":
         name = str(config["preset"]).replace("_", "-")
-        given = {**given, **_options(given.pop("options", {}), where)}
+        options = _options(given.pop("options", {}), where)
+        given = {**given, **options}
         if name in PRESETS:
             given.setdefault("weights", weights)
         return _made(lambda **arguments: preset(name, **arguments), given, where)

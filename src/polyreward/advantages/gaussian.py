@@ -52,24 +52,25 @@ class Gaussianize(Transform):
     ignore_constant: By | None = None
 
     def __post_init__(self) -> None:
-        check_keys(self, "by", "ignore_constant")
+        check_keys(self, "by")
+        check_keys(self, "ignore_constant", optional=True)
         _check_tolerance(self.tolerance)
 
     def __call__(self, signal: Tensor, batch: RewardBatch) -> Tensor:
-        values, mask = applicable(signal, batch)
-        _check_finite(values)
+        """(N, K) or (N,) -> the same shape."""
+        values, mask = applicable(signal.detach(), batch)
         segments = batch.segments(self.by)
-        apart = None if self.ignore_constant is None else batch.segments(self.ignore_constant)
-        columns = values.unsqueeze(1) if values.ndim == 1 else values
-        masks = None if mask is None else (mask.unsqueeze(1) if mask.ndim == 1 else mask)
-        result = torch.zeros_like(columns)
-        for k in range(columns.shape[1]):
-            column, used = columns[:, k].contiguous(), None if masks is None else masks[:, k].contiguous()
-            if apart is not None:
-                alive = apart.spread(_spread_of(column, used, apart) > self.tolerance)
-                used = alive if used is None else used & alive
-            result[:, k] = segment_gaussianize(column, segments, used, self.tolerance)
-        return result.reshape(signal.shape)
+        if self.ignore_constant is not None:
+            apart = batch.segments(self.ignore_constant)
+            smallest, largest = apart.extremes(values, mask)
+            alive = apart.spread(largest - smallest > self.tolerance)
+            mask = alive if mask is None else mask & alive
+        if values.ndim == 1:
+            return segment_gaussianize(values, segments, mask, self.tolerance)
+        masks = [None] * values.shape[1] if mask is None else mask.unbind(1)
+        columns = zip(values.unbind(1), masks, strict=True)
+        scores = [segment_gaussianize(column, segments, used, self.tolerance) for column, used in columns]
+        return torch.stack(scores, dim=1) if scores else values
 
 
 def gaussianize(values: Tensor, mask: Tensor | None = None, tolerance: float = 0.0) -> Tensor:
@@ -77,7 +78,7 @@ def gaussianize(values: Tensor, mask: Tensor | None = None, tolerance: float = 0
 
     Parameters
     ----------
-    values : float tensor (..., N)
+    values : tensor (..., N)
     mask : bool tensor (..., N), optional
         Where a value takes part; elsewhere the result is 0. NaN never takes part.
     tolerance : float >= 0
@@ -85,7 +86,7 @@ def gaussianize(values: Tensor, mask: Tensor | None = None, tolerance: float = 0
 
     Returns
     -------
-    float tensor (..., N) in the dtype of `values`
+    float tensor (..., N) in the dtype of `values` (float32 for integers)
         Sums to 0 along the axis; 0 where one value or none takes part.
 
     Raises
@@ -96,13 +97,15 @@ def gaussianize(values: Tensor, mask: Tensor | None = None, tolerance: float = 0
     _check_tolerance(tolerance)
     if mask is not None and mask.shape != values.shape:
         raise InvalidInputError(f"mask has shape {tuple(mask.shape)}, values {tuple(values.shape)}")
+    values = values.detach() if values.is_floating_point() else values.float()
     if values.ndim == 0 or values.numel() == 0:
         return torch.zeros_like(values)
     width = values.shape[-1]
     flat = values.reshape(-1)
-    used = ~torch.isnan(flat) if mask is None else mask.reshape(-1) & ~torch.isnan(flat)
+    used = ~torch.isnan(flat) if mask is None else mask.reshape(-1).to(torch.bool) & ~torch.isnan(flat)
     flat = torch.where(used, flat, 0.0)
-    _check_finite(flat)
+    if bool(torch.isinf(flat).any()):
+        raise InvalidInputError(f"values hold {float(flat[torch.isinf(flat)][0])}; expected finite numbers or NaN")
     rows = flat.numel() // width
     codes = torch.arange(rows, device=flat.device).repeat_interleave(width)
     return segment_gaussianize(flat, Segments(codes, rows), used, tolerance).reshape(values.shape)
@@ -115,72 +118,57 @@ def segment_gaussianize(
 
     0 where `mask` is false. Ties as in `Gaussianize`.
     """
-    if mask is not None:
-        if bool(mask.all()):
-            mask = None
-        else:
-            rows = mask.nonzero().squeeze(1)
-            kept = Segments(segments.codes[rows], segments.count)
-            result = torch.zeros_like(values)
-            result[rows] = segment_gaussianize(values[rows], kept, None, tolerance)
-            return result
     if not len(segments):
         return torch.zeros_like(values)
+    if mask is not None and not bool(mask.all()):
+        rows = mask.nonzero().squeeze(1)
+        kept = Segments(segments.codes.index_select(0, rows), segments.count)
+        scores = segment_gaussianize(values.index_select(0, rows), kept, None, tolerance)
+        return torch.zeros_like(values).scatter_(0, rows, scores)
     order = _order(values, segments)
-    codes, ranked = segments.codes[order], values[order]
+    codes, ranked = segments.codes.index_select(0, order), values.index_select(0, order)
     new = torch.ones_like(codes, dtype=torch.bool)
     new[1:] = (codes[1:] != codes[:-1]) | (ranked[1:] - ranked[:-1] > tolerance)
-    block = torch.cumsum(new, 0) - 1
-    first = new.nonzero().squeeze(1)
-    after = torch.cat([first[1:], first.new_tensor([len(values)])])
-    sizes = segments.sizes
-    start = torch.cumsum(sizes, 0) - sizes
-    table, offset = _quantile_sums(sizes)
-    base = (offset - start)[codes[first]]
-    score = (table[after + base] - table[first + base]) / (after - first)
-    result = torch.empty_like(values)
-    result[order] = score.to(values.dtype)[block]
-    return result
+    block = new.cumsum(0).sub_(1)
+    ties = torch.bincount(block)
+    after = ties.cumsum(0)
+    first = after - ties
+    table, offset = _quantile_sums(segments.sizes)
+    start = segments.sizes.cumsum(0) - segments.sizes
+    shift = (offset - start).index_select(0, codes.index_select(0, first))
+    score = (table.index_select(0, after + shift) - table.index_select(0, first + shift)) / ties
+    return torch.empty_like(values).scatter_(0, order, score.to(values.dtype).index_select(0, block))
 
 
 def _quantile_sums(sizes: Tensor) -> tuple[Tensor, Tensor]:
-    """Running sums of the N normal quantiles, for each distinct segment size, one after the other; and where each starts.
+    """Running sums of N normal quantiles for each distinct segment size, one after the other, and where each starts.
 
     The sums are exactly symmetric, so that a whole segment of ties, and a middle tie, score exactly 0.
     """
-    distinct, which = torch.unique(sizes, return_inverse=True)
-    tables, starts, length = [], [], 0
-    for size in distinct.tolist():
+    starts = torch.zeros_like(torch.bincount(sizes))
+    tables, length = [], 0
+    for size in torch.bincount(sizes).nonzero().squeeze(1).tolist():
         half = size // 2
         position = torch.arange(half, dtype=torch.float64, device=sizes.device)
         below = torch.special.ndtri((position + 0.5) / max(size, 1)).cumsum(0)
         rising = torch.cat([below.new_zeros(1), below])
         tables.append(torch.cat([rising, rising.flip(0)[1 - size % 2 :]]))
-        starts.append(length)
+        starts[size] = length
         length += size + 1
-    return torch.cat(tables), torch.tensor(starts, device=sizes.device)[which]
+    return torch.cat(tables), starts.index_select(0, sizes)
 
 
 def _order(values: Tensor, segments: Segments) -> Tensor:
-    """Rows sorted by segment, then by value."""
-    by_value = torch.sort(values, stable=True).indices
-    return by_value[torch.sort(segments.codes[by_value], stable=True).indices]
-
-
-def _spread_of(values: Tensor, mask: Tensor | None, segments: Segments) -> Tensor:
-    low = values if mask is None else torch.where(mask, values, torch.inf)
-    high = values if mask is None else torch.where(mask, values, -torch.inf)
-    smallest = values.new_full((segments.count,), torch.inf).scatter_reduce_(0, segments.codes, low, "amin")
-    largest = values.new_full((segments.count,), -torch.inf).scatter_reduce_(0, segments.codes, high, "amax")
-    return largest - smallest
+    """Rows sorted by segment, then by value. Sorting the integers of the same order is several times faster."""
+    narrow = values.dtype != torch.float64
+    bits = (values.float() if narrow else values).view(torch.int32 if narrow else torch.int64)
+    keys = bits ^ ((bits >> (31 if narrow else 63)) & torch.iinfo(bits.dtype).max)
+    by_value = torch.sort(keys).indices
+    codes = segments.codes.index_select(0, by_value)
+    codes = codes.to(torch.int16 if segments.count <= 2**15 else torch.int32)
+    return by_value.index_select(0, torch.sort(codes, stable=True).indices)
 
 
 def _check_tolerance(tolerance: float) -> None:
     if not 0 <= tolerance < float("inf"):
         raise InvalidInputError(f"tolerance must be a finite number >= 0, got {tolerance}")
-
-
-def _check_finite(values: Tensor) -> None:
-    if not bool(torch.isfinite(values).all()):
-        row = int((~torch.isfinite(values)).nonzero()[0, 0])
-        raise InvalidInputError(f"the signal is {float(values.reshape(values.shape[0], -1)[row].max())} in row {row}")

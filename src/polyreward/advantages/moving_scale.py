@@ -19,7 +19,7 @@ deviation inside groups instead, as OpenVLThinkerV2 (arXiv 2604.08539) restates 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -30,11 +30,11 @@ from polyreward.advantages.normal import By, centred, check_keys, standardized
 from polyreward.advantages.transform import Transform, applicable
 from polyreward.batch import RewardBatch
 from polyreward.errors import InvalidInputError
-from polyreward.grouped import Segments
+from polyreward.grouped import Segments, hashable, per_column
 
 
 class TaskMoments:
-    """Moving mean and variance of each task, in float64.
+    """Moving mean and variance of each task, in float64, for one or several rewards (columns).
 
     Attributes
     ----------
@@ -43,43 +43,62 @@ class TaskMoments:
     """
 
     def __init__(self, decay: float = 0.99) -> None:
+        if not 0 <= decay <= 1:
+            raise InvalidInputError(f"decay must be in [0, 1], got {decay}")
         self.decay = decay
         self._row: dict[Hashable, int] = {}
         self._mean = torch.zeros((0, 1), dtype=torch.float64)
         self._variance = torch.zeros((0, 1), dtype=torch.float64)
-        self._updates = torch.zeros(0, dtype=torch.int64)
+        self._updates = torch.zeros((0, 1), dtype=torch.int64)
 
     @property
     def tasks(self) -> list[Hashable]:
         """Tasks seen so far, in order of first appearance."""
         return list(self._row)
 
-    def update(self, tasks: list[Hashable], mean: Tensor, variance: Tensor) -> Tensor:
-        """Take in the moments (T, K) of this batch's distinct `tasks`; return their deviations (T, K), updated.
+    def update(
+        self, tasks: Sequence[Hashable], mean: Tensor, variance: Tensor, present: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Take in the moments of this batch.
+
+        Parameters
+        ----------
+        tasks : T distinct keys
+        mean, variance : float tensors (T, K)
+        present : bool tensor (T, K), optional
+            Where the batch has such moments; elsewhere the state stays as it is.
+
+        Returns
+        -------
+        mean, variance : float64 tensors (T, K) on the CPU, updated; 0 where nothing has been seen yet
 
         Raises
         ------
         InvalidInputError
-            K differs from the rewards seen before. Nothing is changed then.
+            K differs from the rewards seen before, or moments are not finite. Nothing is changed then.
         """
-        mean, variance = mean.detach().cpu(), variance.detach().cpu()
+        mean, variance = (moment.detach().to("cpu", torch.float64) for moment in (mean, variance))
+        present = torch.ones_like(mean, dtype=torch.bool) if present is None else present.cpu()
         width = mean.shape[1]
         if self._row and self._mean.shape[1] != width:
             raise InvalidInputError(f"moving scale of {self._mean.shape[1]} rewards was given {width}")
+        if not bool((torch.isfinite(mean) & torch.isfinite(variance))[present].all()):
+            raise InvalidInputError("a moving scale was given moments that are not finite")
         new = [task for task in tasks if task not in self._row]
-        if new:
-            for task in new:
-                self._row[task] = len(self._row)
-            self._mean = torch.cat([self._mean.reshape(-1, width), mean.new_zeros(len(new), width)])
-            self._variance = torch.cat([self._variance.reshape(-1, width), mean.new_zeros(len(new), width)])
-            self._updates = torch.cat([self._updates, torch.zeros(len(new), dtype=torch.int64)])
+        for task in new:
+            self._row[task] = len(self._row)
+        self._mean, self._variance, self._updates = (
+            torch.cat([known.reshape(-1, width), known.new_zeros(len(new), width)])
+            for known in (self._mean, self._variance, self._updates)
+        )
         rows = torch.tensor([self._row[task] for task in tasks], dtype=torch.int64)
-        keep = (self._updates[rows] > 0).to(torch.float64).unsqueeze(1) * self.decay
-        step = mean - self._mean[rows]
-        self._variance[rows] = keep * self._variance[rows] + (1 - keep) * variance + keep * (1 - keep) * step.square()
-        self._mean[rows] = self._mean[rows] + (1 - keep) * step
-        self._updates[rows] += 1
-        return self._variance[rows].sqrt()
+        keep = torch.where(present, self.decay * (self._updates[rows] > 0).to(torch.float64), 1.0)
+        step = torch.where(present, mean - self._mean[rows], 0.0)
+        fresh = torch.where(present, variance, 0.0)
+        self._variance[rows] = keep * self._variance[rows] + (1 - keep) * fresh + keep * (1 - keep) * step.square()
+        self._mean[rows] += (1 - keep) * step
+        self._updates[rows] += present.to(torch.int64)
+        return self._mean[rows], self._variance[rows]
 
     def mean(self, task: Hashable) -> float | list[float]:
         """Moving mean of a task; a list of K numbers for several rewards."""
@@ -108,13 +127,18 @@ class TaskMoments:
         missing = {"tasks", "mean", "variance", "updates"} - set(state)
         if missing:
             raise InvalidInputError(f"the state of a moving scale lacks {sorted(missing)}")
-        tasks = [_hashable(task) for task in state["tasks"]]
-        if len({len(tasks), len(state["mean"]), len(state["variance"]), len(state["updates"])}) != 1:
+        tasks = [hashable(task) for task in state["tasks"]]
+        try:
+            mean, variance = (torch.tensor(state[name], dtype=torch.float64) for name in ("mean", "variance"))
+            updates = torch.tensor(state["updates"], dtype=torch.int64)
+        except (TypeError, ValueError) as error:
+            raise InvalidInputError(f"the state of a moving scale is not a table of numbers: {error}") from error
+        if not mean.shape == variance.shape == updates.shape or mean.shape[:1] != (len(tasks),):
             raise InvalidInputError("the state of a moving scale has lists of different lengths")
         self._row = {task: row for row, task in enumerate(tasks)}
-        self._mean = torch.tensor(state["mean"], dtype=torch.float64).reshape(len(tasks), -1 if tasks else 1)
-        self._variance = torch.tensor(state["variance"], dtype=torch.float64).reshape(len(tasks), -1 if tasks else 1)
-        self._updates = torch.tensor(state["updates"], dtype=torch.int64)
+        self._mean, self._variance, self._updates = (
+            known.reshape(len(tasks), -1 if tasks else 1) for known in (mean, variance, updates)
+        )
 
 
 @dataclass(frozen=True)
@@ -134,7 +158,8 @@ class MovingScale(Transform):
         5.0 in the released code: a group with any ``|advantage|`` above it falls back to its own population deviation
         (plus `epsilon`), that is to GRPO.
     moment : "task" or "group"
-        "task": deviation of all rewards of the task. "group": mean over its groups of the deviation inside the group.
+        "task": deviation of all rewards of the task. "group": mean over its groups of the deviation inside the group,
+        0 for a group of one.
     singleton : "error" or "zero"
         What a group of one row does. "zero": advantage 0, though its reward counts for the task.
 
@@ -175,9 +200,10 @@ class MovingScale(Transform):
         object.__setattr__(self, "moments", TaskMoments(self.decay))
 
     def __call__(self, signal: Tensor, batch: RewardBatch) -> Tensor:
+        """(N, K) or (N,) -> the same shape; updates the state."""
         values, mask = applicable(signal, batch)
         groups, tasks = batch.segments("group"), batch.segments(self.by)
-        task_of_group = self._check(values, groups, tasks)
+        task_of_group = self._check(groups, tasks)
         if not len(batch):
             return values
         deviations = centred(values, mask, groups)
@@ -185,18 +211,14 @@ class MovingScale(Transform):
         floored = deviation.clamp(min=self.minimum) + self.epsilon
         divisor = torch.where(floored > 0, floored, 1.0)
         result = deviations / tasks.spread(divisor if values.ndim == 2 else divisor.squeeze(1))
-        if self.guard is not None:
-            loud = groups.sum((result.abs() > self.guard).to(torch.float64)) > 0
-            if bool(loud.any()):
-                own = standardized(deviations, mask, groups, self.epsilon, ddof=0)
-                result = torch.where(groups.spread(loud), own, result)
+        loud = None if self.guard is None else result.abs() > self.guard
+        if loud is not None and bool(loud.any()):
+            own = standardized(deviations, mask, groups, self.epsilon, ddof=0)
+            result = torch.where(groups.spread(groups.sum(loud) > 0), own, result)
         return result.to(signal.dtype)
 
-    def _check(self, values: Tensor, groups: Segments, tasks: Segments) -> Tensor:
+    def _check(self, groups: Segments, tasks: Segments) -> Tensor:
         """The task of each group; raises before any state is touched."""
-        if not bool(torch.isfinite(values.sum())) and not bool(torch.isfinite(values).all()):
-            row = int((~torch.isfinite(values)).nonzero()[0, 0])
-            raise InvalidInputError(f"the signal is not finite in row {row}")
         task_of_group = groups.codes.new_zeros(groups.count).scatter_(0, groups.codes, tasks.codes)
         strangers = groups.spread(task_of_group) != tasks.codes
         if bool(strangers.any()):
@@ -209,7 +231,9 @@ class MovingScale(Transform):
             )
         if self.singleton == "error" and bool((groups.sizes == 1).any()):
             group = groups.label(int((groups.sizes == 1).nonzero()[0]))
-            raise InvalidInputError(f"group {group!r} has one row; a moving scale needs at least 2 (or singleton='zero')")
+            raise InvalidInputError(
+                f"group {group!r} has one row; a moving scale needs at least 2 (or singleton='zero')"
+            )
         return task_of_group
 
     def _update(
@@ -222,33 +246,25 @@ class MovingScale(Transform):
         task_of_group: Tensor,
     ) -> Tensor:
         """Deviation (tasks.count, K) of every task after the update; 0 for a code without rows."""
-        columns = values if values.ndim == 2 else values.unsqueeze(1)
-        columns = columns.to(torch.float64)
-        masks = None if mask is None else (mask if mask.ndim == 2 else mask.unsqueeze(1))
+        values, deviations = (part if part.ndim == 2 else part.unsqueeze(1) for part in (values, deviations))
+        mask = mask if mask is None or mask.ndim == 2 else mask.unsqueeze(1)
         if self.moment == "task":
-            mean, variance = tasks.mean(columns, masks), tasks.variance(columns, masks)
-            number = tasks.number(masks)
+            first, second = tasks.mean(values, mask), tasks.variance(values, mask)
+            number = per_column(tasks.number(mask), first)
         else:
-            within = deviations if deviations.ndim == 2 else deviations.unsqueeze(1)
-            rows = groups.number(masks)
-            rows = rows if rows.ndim == 2 else rows.unsqueeze(1)
-            spread = (groups.sum(within.square()) / rows.clamp(min=1)).sqrt()
-            present = (rows > 0).to(torch.float64).expand_as(spread)
+            rows = per_column(groups.number(mask), values)
             owners = Segments(task_of_group, tasks.count)
-            number = owners.sum(present.contiguous())
-            average = owners.sum(spread) / number.clamp(min=1)
-            # the average deviation is averaged over updates itself: a mean, whose square stands in for the variance
-            mean, variance = average, torch.zeros_like(average)
-        number = number if number.ndim == 2 else number.unsqueeze(1).expand_as(mean)
-        seen = (number > 0).all(dim=1)
-        codes = seen.nonzero().squeeze(1)
-        labels = [_hashable(tasks.label(code)) for code in codes.tolist()]
-        updated = self.moments.update(labels, mean[codes], variance[codes])
-        if self.moment == "group":
-            updated = torch.stack([torch.tensor(self.moments.mean(label)).reshape(-1) for label in labels])
-        result = mean.new_zeros(mean.shape)
-        result[codes] = updated.to(result)
-        return result
+            present = (rows > 0).expand(groups.count, values.shape[1])
+            # The mean over groups is what moves, and its square stands in for a variance.
+            first = owners.mean((groups.sum(deviations.square()) / rows.clamp(min=1)).sqrt(), present)
+            second, number = torch.zeros_like(first), owners.number(present)
+        seen = (number > 0).expand_as(first)
+        codes = seen.any(dim=1).nonzero().squeeze(1)
+        labels = [hashable(tasks.label(code)) for code in codes.tolist()]
+        mean, variance = self.moments.update(labels, first[codes], second[codes], seen[codes])
+        result = torch.zeros_like(first)
+        result[codes] = (variance.sqrt() if self.moment == "task" else mean).to(result)
+        return result.detach()
 
     def state_dict(self) -> dict[str, Any]:
         """The moments of every task seen; empty before the first call."""
@@ -264,7 +280,3 @@ class MovingScale(Transform):
 
 def _plain(row: Tensor) -> float | list[float]:
     return float(row[0]) if row.numel() == 1 else [float(value) for value in row]
-
-
-def _hashable(task: Any) -> Hashable:
-    return tuple(_hashable(part) for part in task) if isinstance(task, list | tuple) else task

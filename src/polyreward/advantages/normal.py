@@ -9,26 +9,15 @@ import torch
 from torch import Tensor
 
 from polyreward.errors import InvalidInputError
-from polyreward.grouped import Segments
+from polyreward.grouped import Segments, per_column, root
 
 By = str | tuple[str, ...]
 Singleton = Literal["zero", "raw"]
 
 
 def centred(values: Tensor, mask: Tensor | None, segments: Segments, singleton: Singleton = "zero") -> Tensor:
-    """Values minus their segment's mean, float64; 0 where `mask` is false.
-
-    Exactly 0 in a segment whose values are all equal. For float32 and narrower this follows from the float64 sum; for
-    float64 a difference within the rounding error of the mean counts as 0.
-    """
-    mean = segments.mean(values, mask)
-    if singleton == "raw":
-        mean = torch.where(per_column(segments.number(mask), mean) > 1, mean, 0.0)
-    result = values.to(torch.float64, copy=True).sub_(segments.spread(mean))
-    if values.dtype == torch.float64:
-        rounding = torch.finfo(torch.float64).eps * per_column(segments.number(mask), mean) * mean.abs()
-        result = torch.where(result.abs() > segments.spread(rounding), result, 0.0)
-    return result if mask is None else result * mask
+    """Values minus their segment's mean, float64; 0 where `mask` is false and where all values are equal."""
+    return segments.centred(values, mask, keep_single=singleton == "raw")
 
 
 def standardized(
@@ -38,24 +27,20 @@ def standardized(
     epsilon: float,
     ddof: int,
     singleton: Singleton = "zero",
+    dtype: torch.dtype = torch.float64,
 ) -> Tensor:
-    """Centred values divided by their segment's ``deviation + epsilon``, float64."""
+    """Centred values divided by their segment's ``deviation + epsilon``; float64 inside, `dtype` outside."""
     total = segments.sum(deviations.square())
     number = per_column(segments.number(mask), total)
-    deviation = (total / (number - ddof).clamp(min=1)).sqrt()
+    deviation = root(total / (number - ddof).clamp(min=1))
     if singleton == "raw":
         deviation = torch.where(number > 1, deviation, 1.0)
-    return deviations / segments.spread(divisor_of(deviation, epsilon))
+    return deviations.to(dtype) / segments.spread(divisor_of(deviation, epsilon).to(dtype))
 
 
 def divisor_of(deviation: Tensor, epsilon: float) -> Tensor:
     """``deviation + epsilon``, and 1 where the deviation is exactly 0."""
     return torch.where(deviation > 0, deviation + epsilon, 1.0)
-
-
-def per_column(per_segment: Tensor, like: Tensor) -> Tensor:
-    """Counts (count,) or (count, K) in a shape that goes with `like`, (count,) or (count, K)."""
-    return per_segment.unsqueeze(1) if per_segment.ndim < like.ndim else per_segment
 
 
 def check_arguments(part: object) -> None:
@@ -68,15 +53,18 @@ def check_arguments(part: object) -> None:
         raise InvalidInputError(f"ddof must be 0 (population deviation) or 1 (sample deviation), got {ddof!r}")
     if singleton not in ("zero", "raw"):
         raise InvalidInputError(f"singleton must be 'zero' or 'raw', got {singleton!r}")
-    check_keys(part, "by", "scale_by")
+    check_keys(part, "by")
+    check_keys(part, "scale_by", optional=True)
 
 
-def check_keys(part: object, *names: str) -> None:
+def check_keys(part: object, *names: str, optional: bool = False) -> None:
     """Turn lists of keys into tuples, and refuse what is neither a name nor several."""
     for name in names:
         keys = getattr(part, name, None)
+        if keys is None and optional:
+            continue
         several = tuple(keys) if isinstance(keys, list | tuple) else (keys,)
-        if keys is not None and not all(isinstance(key, str) for key in several):
+        if not several or not all(isinstance(key, str) for key in several):
             raise InvalidInputError(f"{name} must be the name of a column or several names, got {keys!r}")
         if isinstance(keys, list):
             object.__setattr__(part, name, several)

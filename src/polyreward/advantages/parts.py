@@ -10,16 +10,18 @@ Statistics are float64; entries that do not apply (NaN) take part in none and co
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from polyreward.advantages.normal import By, Singleton, centred, check_arguments, divisor_of, per_column, standardized
+from polyreward.advantages.normal import By, Singleton, centred, check_arguments, check_keys, divisor_of, standardized
 from polyreward.advantages.transform import Transform, applicable
 from polyreward.batch import RewardBatch
 from polyreward.errors import InvalidInputError, MissingColumnError, nearest
+from polyreward.grouped import per_column
 
 
 @dataclass(frozen=True)
@@ -42,34 +44,37 @@ class WeightedSum(Transform):
     def __post_init__(self) -> None:
         weights = self.weights
         if isinstance(weights, Mapping):
-            object.__setattr__(self, "weights", {str(name): float(weight) for name, weight in weights.items()})
+            object.__setattr__(self, "weights", {str(name): _number(weight) for name, weight in weights.items()})
         elif weights is not None:
-            object.__setattr__(self, "weights", tuple(float(weight) for weight in weights))
+            object.__setattr__(self, "weights", tuple(_number(weight) for weight in weights))
 
     def __call__(self, signal: Tensor, batch: RewardBatch) -> Tensor:
-        if signal.ndim == 1:
-            signal = signal.unsqueeze(1)
-        values, _ = applicable(signal, batch)
-        weights = self._resolve(batch, signal.shape[1])
-        if weights is None:
-            return values.squeeze(1) if values.shape[1] == 1 else values.sum(dim=1)
-        wide = torch.promote_types(values.dtype, torch.float32)
-        return (values.to(wide) @ torch.tensor(weights, dtype=wide, device=values.device)).to(values.dtype)
+        """(N, K) or (N,) -> (N,)."""
+        values, _ = applicable(signal if signal.ndim == 2 else signal.unsqueeze(1), batch)
+        wide = values.to(torch.promote_types(values.dtype, torch.float32))
+        weights = self._resolve(batch, values.shape[1])
+        # Column by column: rows with equal rewards get equal sums to the bit, which a matrix product does not promise.
+        terms = [c if w == 1 else c * w for c, w in zip(wide.unbind(1), weights, strict=True)]
+        total = terms[0] if terms else wide.new_zeros(len(batch))
+        for term in terms[1:]:
+            total = total + term
+        return total.to(values.dtype)
 
-    def _resolve(self, batch: RewardBatch, width: int) -> list[float] | None:
-        if self.weights is None:
-            return None
-        if isinstance(self.weights, Mapping):
-            for name in self.weights:
+    def _resolve(self, batch: RewardBatch, width: int) -> tuple[float, ...]:
+        weights = self.weights
+        if weights is None:
+            return (1.0,) * width
+        if isinstance(weights, Mapping):
+            for name in weights:
                 if name not in batch.names:
                     raise MissingColumnError(f"a weight names reward {name!r}{nearest(name, batch.names)}")
-            absent = [name for name in batch.names if name not in self.weights]
+            absent = [name for name in batch.names if name not in weights]
             if absent:
                 raise InvalidInputError(f"no weight for reward {absent[0]!r}; use 0 to leave it out")
-            return [float(self.weights[name]) for name in batch.names]
-        if len(self.weights) != width:
-            raise InvalidInputError(f"{len(self.weights)} weights for {width} rewards {batch.names}")
-        return [float(weight) for weight in self.weights]
+            weights = tuple(weights[name] for name in batch.names)
+        if len(weights) != width:
+            raise InvalidInputError(f"{len(weights)} weights for a signal of {width} columns; rewards: {batch.names}")
+        return tuple(weights)
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,7 @@ class Center(Transform):
         check_arguments(self)
 
     def __call__(self, signal: Tensor, batch: RewardBatch) -> Tensor:
+        """(N, K) or (N,) -> the same shape."""
         values, mask = applicable(signal, batch)
         return centred(values, mask, batch.segments(self.by), self.singleton).to(signal.dtype)
 
@@ -112,6 +118,7 @@ class LeaveOneOut(Transform):
         check_arguments(self)
 
     def __call__(self, signal: Tensor, batch: RewardBatch) -> Tensor:
+        """(N, K) or (N,) -> the same shape."""
         values, mask = applicable(signal, batch)
         segments = batch.segments(self.by)
         number = segments.number(mask)
@@ -143,6 +150,7 @@ class Scale(Transform):
         check_arguments(self)
 
     def __call__(self, signal: Tensor, batch: RewardBatch) -> Tensor:
+        """(N, K) or (N,) -> the same shape."""
         values, mask = applicable(signal, batch)
         segments = batch.segments(self.by)
         divisor = divisor_of(segments.deviation(values, mask, self.ddof), self.epsilon)
@@ -164,6 +172,8 @@ class Standardize(Transform):
         0: population deviation, 1: sample deviation.
     singleton : "zero" or "raw"
         What a row without another one to compare with gets.
+    ignore_single : keys, or None
+        Rows alone in their segment of these keys take no part and get 0.
     """
 
     by: By = "group"
@@ -171,16 +181,25 @@ class Standardize(Transform):
     epsilon: float = 1e-6
     ddof: int = 1
     singleton: Singleton = "zero"
+    ignore_single: By | None = None
 
     def __post_init__(self) -> None:
         check_arguments(self)
+        check_keys(self, "ignore_single", optional=True)
 
     def __call__(self, signal: Tensor, batch: RewardBatch) -> Tensor:
+        """(N, K) or (N,) -> the same shape."""
         values, mask = applicable(signal, batch)
+        if self.ignore_single is not None:
+            apart = batch.segments(self.ignore_single)
+            accompanied = per_column(apart.spread(apart.number(mask) > 1), values).expand_as(values)
+            mask = accompanied if mask is None else mask & accompanied
         segments = batch.segments(self.by)
         deviations = centred(values, mask, segments, self.singleton)
         if self.scale_by is None or self.scale_by == self.by:
-            return standardized(deviations, mask, segments, self.epsilon, self.ddof, self.singleton).to(signal.dtype)
+            wide = torch.promote_types(signal.dtype, torch.float32)
+            result = standardized(deviations, mask, segments, self.epsilon, self.ddof, self.singleton, wide)
+            return result.to(signal.dtype)
         scale = batch.segments(self.scale_by)
         divisor = divisor_of(scale.deviation(values, mask, self.ddof), self.epsilon)
         return (deviations / scale.spread(divisor)).to(signal.dtype)
@@ -202,7 +221,7 @@ class Whiten(Transform):
     ddof : 0 or 1
         1 multiplies the variance by ``W / (W - 1)``, with W the sum of the weights.
 
-    Where the variance is exactly 0 the values become 0. A row of weight 0 takes no part in the statistics.
+    Where the variance is exactly 0 the values become 0. A row of weight 0 takes no part and gets 0.
 
     Raises
     ------
@@ -221,31 +240,46 @@ class Whiten(Transform):
         check_arguments(self)
 
     def __call__(self, signal: Tensor, batch: RewardBatch) -> Tensor:
+        """(N, K) or (N,) -> the same shape."""
         values, mask = applicable(signal, batch)
         segments = batch.segments(self.by)
-        if self.weight is None:
-            deviations = centred(values, mask, segments)
+        weights = None if self.weight is None else _row_weights(batch, self.weight, values)
+        if weights is not None and not bool((weights > 0).all()):
+            mask = weights > 0 if mask is None else mask & (weights > 0)
+        deviations = centred(values, mask, segments)
+        if weights is None:
             total, number = segments.sum(deviations.square()), segments.number(mask)
         else:
-            weights = _row_weights(batch, self.weight, values.ndim)
             weights = weights if mask is None else weights * mask
             number = segments.sum(weights)
-            mean = segments.sum(weights * values) / torch.where(number > 0, per_column(number, values), 1.0)
-            deviations = values - segments.spread(mean)
+            mean = segments.sum(weights * deviations) / torch.where(number > 0, number, 1.0)
+            deviations = deviations - segments.spread(mean)
             deviations = deviations if mask is None else deviations * mask
             total = segments.sum(weights * deviations.square())
         number = per_column(number, total)
-        variance = torch.where(number > self.ddof, total / torch.where(number > self.ddof, number - self.ddof, 1.0), 0.0)
-        divisor = torch.where(variance > 0, (variance + self.epsilon).sqrt(), torch.inf)
+        varied = (total > 0) & (number > self.ddof)
+        variance = torch.where(varied, total, 1.0) / torch.where(varied, number - self.ddof, 1.0)
+        divisor = torch.where(varied, (variance + self.epsilon).sqrt(), torch.inf)
         return (deviations / segments.spread(divisor)).to(signal.dtype)
 
 
-def _row_weights(batch: RewardBatch, name: str, ndim: int) -> Tensor:
+def _number(weight: object) -> float:
+    try:
+        number = float(weight)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise InvalidInputError(f"a weight must be a finite number, got {weight!r}")
+    return number
+
+
+def _row_weights(batch: RewardBatch, name: str, values: Tensor) -> Tensor:
     column = batch.column(name)
     if not isinstance(column, Tensor) or column.ndim != 1:
         raise InvalidInputError(f"column {name!r} must hold one number a row to weight by")
-    weights = column.to(torch.float64)
-    if not bool((torch.isfinite(weights) & (weights >= 0)).all()):
-        row = int((~(torch.isfinite(weights) & (weights >= 0))).nonzero()[0])
+    weights = column.detach().to(torch.float64)
+    usable = torch.isfinite(weights) & (weights >= 0)
+    if not bool(usable.all()):
+        row = int((~usable).nonzero()[0])
         raise InvalidInputError(f"column {name!r} is {float(weights[row])} in row {row}; a weight is finite and >= 0")
-    return weights.unsqueeze(1) if ndim == 2 else weights
+    return weights.unsqueeze(1).expand_as(values) if values.ndim == 2 else weights

@@ -50,8 +50,10 @@ def rloo_trl(weights: Weights = None, *, normalize: bool = False) -> Transform:
 
     Paper: arXiv 2402.14740.
     """
-    parts: list[Transform] = [WeightedSum(weights), LeaveOneOut("group")]
-    return chain(*parts, *([Standardize("batch", epsilon=TRL_EPSILON)] if normalize else []))
+    whole: list[Transform] = []
+    if normalize:
+        whole.append(Standardize("batch", epsilon=TRL_EPSILON, ignore_single="group"))
+    return chain(WeightedSum(weights), LeaveOneOut("group"), *whole)
 
 
 def rloo_verl(weights: Weights = None, *, singleton: Singleton = "raw") -> Transform:
@@ -65,8 +67,8 @@ def rloo_verl(weights: Weights = None, *, singleton: Singleton = "raw") -> Trans
 def grpo(weights: Weights = None, *, epsilon: float = 1e-6, ddof: int = 1) -> Transform:
     """GRPO, the sum standardised by its group: (N, K) -> (N,).
 
-    The paper writes ``(r - mean(r)) / std(r)``, without epsilon and without saying which deviation; the sample deviation
-    is what released code computes, and 1e-6 its smallest usual epsilon. `ddof` 0 is the population deviation.
+    The paper writes ``(r - mean(r)) / std(r)``, without epsilon and without saying which deviation; the sample
+    deviation is what released code computes, and 1e-6 its smallest usual epsilon. `ddof` 0 is the population deviation.
 
     Paper: DeepSeekMath: Pushing the Limits of Mathematical Reasoning in Open Language Models (arXiv 2402.03300).
     """
@@ -92,8 +94,8 @@ def grpo_trl(weights: Weights = None, *, scale_rewards: Literal["group", "batch"
 def grpo_verl(weights: Weights = None, *, scale: bool = True) -> Transform:
     """GRPO as in verl (``grpo``, ``grpo_vectorized``): (N, K) -> (N,).
 
-    Epsilon 1e-6, sample deviation; a group of one has mean 0 and deviation 1, so it keeps its reward. ``scale=False`` is
-    verl's ``norm_adv_by_std_in_grpo=False``.
+    Epsilon 1e-6, sample deviation; a group of one has mean 0 and deviation 1, so it keeps its reward. ``scale=False``
+    is verl's ``norm_adv_by_std_in_grpo=False``.
 
     Paper: arXiv 2402.03300.
     """
@@ -127,9 +129,10 @@ def reinforce_plus_plus_baseline(weights: Weights = None, *, epsilon: float = 1e
 
 
 def reinforce_plus_plus_verl(weights: Weights = None, *, weight: str | None = "length") -> Transform:
-    """REINFORCE++ as in verl, whitened over the tokens of the batch, so that a row counts by its length: (N, K) -> (N,).
+    """REINFORCE++ as in verl, whitened over the tokens of the batch: (N, K) -> (N,).
 
-    Needs the column `weight` (number of response tokens). Outcome rewards and verl's default discount of 1.
+    A row counts by its length: needs the column `weight` (number of response tokens; None counts rows). Outcome rewards
+    and verl's default discount of 1.
 
     Paper: arXiv 2501.03262.
     """
@@ -157,7 +160,9 @@ def gdpo(weights: Weights = None, *, epsilon: float = 1e-6, ddof: int = 1) -> Tr
 
 
 def gdpo_trl(weights: Weights = None) -> Transform:
-    """GDPO as in TRL (``multi_objective_aggregation="normalize_then_sum"``): (N, K) -> (N,). Epsilon 1e-4 in both steps.
+    """GDPO as in TRL (``multi_objective_aggregation="normalize_then_sum"``): (N, K) -> (N,).
+
+    Epsilon 1e-4 in both steps.
 
     Paper: arXiv 2601.05242.
     """
@@ -225,9 +230,7 @@ def ema_grpo_released(
 
     Paper: arXiv 2512.03043.
     """
-    return ema_grpo(
-        weights, by=by, decay=decay, minimum=minimum, epsilon=epsilon, guard=guard, singleton=singleton
-    )
+    return ema_grpo(weights, by=by, decay=decay, minimum=minimum, epsilon=epsilon, guard=guard, singleton=singleton)
 
 
 def gaussian_grpo(
@@ -260,7 +263,9 @@ def gaussian_grpo(
 
 
 def gaussian_grpo_released(weights: Weights = None, *, by: By = "task") -> Transform:
-    """Gaussian GRPO as its code was released: two passes, ties to the bit, groups of equal rewards kept: (N, K) -> (N,).
+    """Gaussian GRPO as its code was released: (N, K) -> (N,).
+
+    Two passes, ties to the bit, and groups of equal rewards take part in the second pass.
 
     Paper: arXiv 2604.08539.
     """
@@ -270,7 +275,7 @@ def gaussian_grpo_released(weights: Weights = None, *, by: By = "task") -> Trans
 def gaussian_gdpo(
     weights: Weights = None, *, by: By = "task", zero_dead_groups: bool = True, tolerance: float = 1e-6
 ) -> Transform:
-    """GS-GDPO, the released variant that ranks each reward inside the group, sums, then ranks over the task: (N, K) -> (N,).
+    """GS-GDPO, each reward ranked inside the group, summed, then ranked over the task: (N, K) -> (N,).
 
     Needs the column `by`.
 

@@ -13,6 +13,7 @@ Paper: Stratified GRPO: Handling Structural Heterogeneity in Reinforcement Learn
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +26,7 @@ from polyreward.advantages.normal import By, centred, check_arguments, standardi
 from polyreward.advantages.transform import Transform, applicable
 from polyreward.batch import RewardBatch
 from polyreward.errors import InvalidInputError
-from polyreward.grouped import factorize
+from polyreward.grouped import hashable, per_column
 
 UNUSED = -1
 """Stratum of a row that takes no part: advantage 0, and counted in no mean and no deviation."""
@@ -40,7 +41,7 @@ class Stratify(Transform):
     blend : float in [0, 1]
         Share of the stratum's comparison; alpha in the paper. 1 is pure stratified normalisation, 0 is GRPO.
     by : name of the column of strata, or several names whose strata are crossed
-        Integers or strings; a row of stratum -1 takes no part.
+        Integers or strings; a row of stratum -1 takes no part in its group either.
     epsilon, ddof : as in `Standardize`
         The paper divides by n (`ddof` 0), so that a stratum of one gets 0 from its stratum.
 
@@ -66,28 +67,33 @@ class Stratify(Transform):
             raise InvalidInputError(f"blend must be in [0, 1], got {self.blend}")
 
     def __call__(self, signal: Tensor, batch: RewardBatch) -> Tensor:
+        """(N, K) or (N,) -> the same shape."""
         keys = (self.by,) if isinstance(self.by, str) else self.by
         values, mask = applicable(signal, batch)
+        group, stratum = batch.segments("group"), batch.segments(("group", *keys))
         used = _used(batch, keys)
         if used is not None:
-            used = used.unsqueeze(1).expand_as(values) if values.ndim == 2 else used
+            used = per_column(used, values).expand_as(values)
             mask = used if mask is None else mask & used
-            values = torch.where(mask, values, 0.0)
-        group, stratum = batch.segments("group"), batch.segments(("group", *keys))
+        wide = torch.promote_types(values.dtype, torch.float32)
         inside, whole = (
-            standardized(centred(values, mask, segments), mask, segments, self.epsilon, self.ddof)
+            standardized(centred(values, mask, segments), mask, segments, self.epsilon, self.ddof, dtype=wide)
             for segments in (stratum, group)
         )
         return (self.blend * inside + (1 - self.blend) * whole).to(signal.dtype)
 
 
 def _used(batch: RewardBatch, keys: Sequence[str]) -> Tensor | None:
+    """Rows whose strata are all in use; None where every row is."""
     used = None
     for key in keys:
-        column = batch.column(key)
-        if isinstance(column, Tensor):
-            used = column != UNUSED if used is None else used & (column != UNUSED)
-    return None if used is None or bool(used.all()) else used
+        if key in ("group", "batch"):
+            continue  # a group may be called -1
+        strata = batch.segments(key)
+        if strata.labels is not None and UNUSED in strata.labels:
+            known = strata.codes != strata.labels.index(UNUSED)
+            used = known if used is None else used & known
+    return used
 
 
 def by_tool_calls(calls: Iterable[int | Sequence[Any] | None], most: int | None = None) -> Tensor:
@@ -107,37 +113,56 @@ def by_tool_calls(calls: Iterable[int | Sequence[Any] | None], most: int | None 
     Raises
     ------
     InvalidInputError
-        A negative or fractional number, named with its row.
+        A negative or fractional number, or neither a number nor calls, named with its row; `most` is negative.
     """
-    strata = []
-    for row, call in enumerate(calls):
-        number = UNUSED if call is None else len(call) if isinstance(call, Sequence) else call
-        if call is not None and (int(number) != number or number < 0):
-            raise InvalidInputError(f"row {row} has {number!r} tool calls; expected a whole number >= 0, or None")
-        strata.append(int(number))
+    if most is not None and most < 0:
+        raise InvalidInputError(f"most must be at least 0, got {most}")
+    strata = [UNUSED if call is None else _number_of_calls(call, row) for row, call in enumerate(calls)]
     result = torch.tensor(strata, dtype=torch.int64)
     return result if most is None else result.clamp(max=most)
 
 
-def by_key(trajectories: Iterable[Any], key: Callable[[Any], Any]) -> Tensor:
-    """Strata by any structural key: rows with equal ``key(trajectory)`` share a stratum; key None: do not use (-1).
+def _number_of_calls(call: Any, row: int) -> int:
+    listed = hasattr(call, "__len__") and getattr(call, "ndim", 1) > 0 and not isinstance(call, str | bytes)
+    try:
+        number = len(call) if listed else float(call)
+    except (TypeError, ValueError):
+        number = math.nan
+    if isinstance(call, str) or not 0 <= number < math.inf or number != math.floor(number):
+        raise InvalidInputError(f"row {row} has {call!r} tool calls; expected a whole number >= 0, the calls, or None")
+    return int(number)
 
-    The key must describe structure. One that follows the reward ("answer found") removes what there is to learn.
+
+def by_key(trajectories: Iterable[Any], key: Callable[[Any], Any]) -> Tensor:
+    """Strata by any structural key: rows with equal ``key(trajectory)`` share a stratum.
+
+    A row whose key is None or NaN is not used (-1). The key must describe structure: one that follows the reward
+    ("answer found") removes what there is to learn.
 
     Returns
     -------
     int64 tensor (N,), numbered in order of first appearance
+
+    Raises
+    ------
+    InvalidInputError
+        A key that cannot be hashed (a dict, say), named with its row.
     """
-    keys = [key(trajectory) for trajectory in trajectories]
-    present = torch.tensor([value is not None for value in keys], dtype=torch.bool)
-    strata = torch.full((len(keys),), UNUSED, dtype=torch.int64)
-    codes = factorize([str(type(v)) + repr(v) for v in keys if v is not None], name="keys").codes
-    strata[present] = codes
-    return strata
+    code_of: dict[Any, int] = {}
+    strata = []
+    for row, trajectory in enumerate(trajectories):
+        value = hashable(key(trajectory))
+        try:
+            unused = value is None or value != value
+            strata.append(UNUSED if unused else code_of.setdefault(value, len(code_of)))
+        except (TypeError, ValueError):
+            kind = type(value).__name__
+            raise InvalidInputError(f"the key of row {row} is a {kind}; expected a number, string or tuple") from None
+    return torch.tensor(strata, dtype=torch.int64)
 
 
 def by_quantile(feature: Tensor | np.ndarray | Sequence[float | None], parts: int = 4) -> Tensor:
-    """Strata by equal shares of a numeric feature (length, depth): 0 for the lowest share, ``parts - 1`` for the highest.
+    """Strata by equal shares of a numeric feature (length, depth): 0 is the lowest share, ``parts - 1`` the highest.
 
     Parameters
     ----------
@@ -152,12 +177,15 @@ def by_quantile(feature: Tensor | np.ndarray | Sequence[float | None], parts: in
     Raises
     ------
     InvalidInputError
-        `parts` < 1, or infinite values.
+        `parts` is not a whole number >= 1, or the feature is not numbers or infinite.
     """
-    if parts < 1:
-        raise InvalidInputError(f"parts must be at least 1, got {parts}")
-    values = torch.as_tensor(np.asarray(feature, dtype=np.float64) if not isinstance(feature, Tensor) else feature)
-    values = values.to(torch.float64)
+    if not isinstance(parts, int) or parts < 1:
+        raise InvalidInputError(f"parts must be a whole number of at least 1, got {parts!r}")
+    try:
+        values = feature if isinstance(feature, Tensor) else torch.from_numpy(np.array(feature, dtype=np.float64))
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(f"feature must hold one number a row: {error}") from error
+    values = values.detach().to(torch.float64)
     if values.ndim != 1 or bool(torch.isinf(values).any()):
         raise InvalidInputError("feature must be one-dimensional and finite (NaN: do not use the row)")
     known = ~torch.isnan(values)

@@ -239,7 +239,7 @@ class PolyrewardGRPOTrainer(GRPOTrainer):
 
     def _record(self, batch: RewardBatch, advantages: Tensor) -> None:
         """Log figures of the batch, and the batch itself on the main process."""
-        batch = RewardBatch(batch.rewards.cpu(), batch.names, _on_cpu(batch.segments("group")), batch.columns)
+        batch = batch.to("cpu")
         advantages = advantages.detach().cpu()
         metrics = self._metrics["train"]
         for name, value in batch_statistics(batch, advantages).items():
@@ -396,6 +396,3 @@ _FORWARD_INPUTS = (
     "image_position_ids",
 )
 
-
-def _on_cpu(segments: Segments) -> Segments:
-    return Segments(segments.codes.cpu(), segments.count, segments.labels)
