@@ -148,16 +148,68 @@ def test_nan_is_refused_and_leaves_the_state_alone():
 
 
 @pytest.mark.parametrize(
-    "options", [{"window": 0}, {"temperature": 0.0}, {"temperature": math.nan}, {"exploration": -1}, {"floor": 1.5}]
+    "options",
+    [
+        {"window": 0},
+        {"window": 2.5},
+        {"window": "many"},
+        {"temperature": 0.0},
+        {"temperature": -1.0},
+        {"temperature": math.nan},
+        {"exploration": -1},
+        {"exploration": math.inf},
+        {"exploration": math.nan},
+        {"floor": 1.5},
+        {"floor": math.nan},
+    ],
 )
 def test_parameters_outside_their_range_are_refused(options):
     with pytest.raises(InvalidInputError, match=next(iter(options))):
         AdvantageBandit(NAMES, **options)
 
 
-def test_unknown_sources_are_refused():
-    with pytest.raises(UnknownNameError, match="did you mean 'maths'"):
-        AdvantageBandit(["maths", "code"]).update(["math"], [1.0])
-    for source in (3, -1):
-        with pytest.raises(UnknownNameError, match="positions are 0 to 2"):
-            AdvantageBandit(NAMES).update([source], [1.0])
+def test_unknown_sources_are_refused_before_the_state_changes():
+    bandit = AdvantageBandit(["maths", "code"])
+    for kind in (UnknownNameError, ValueError):
+        with pytest.raises(kind, match="did you mean 'maths'"):
+            bandit.update(["code", "math"], [1.0, 1.0])
+    for source in (2, -1):
+        with pytest.raises(ValueError, match="positions are 0 to 1"):
+            bandit.update([0, source], [1.0, 1.0])
+    with pytest.raises(InvalidInputError, match="the single string 'maths'"):
+        bandit.update("maths", [1.0] * 5)
+    assert bandit.counts.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: state.pop("counts"), "no 'counts'"),
+        (lambda state: state.pop("values"), "no 'values'"),
+        (lambda state: state.update(counts=[5, 5]), "counts"),
+        (lambda state: state.update(counts=[5, 5, -5]), "counts"),
+        (lambda state: state["values"][1].pop(), "does not fit window=300"),
+        (lambda state: state["values"][1].__setitem__(0, math.nan), "not finite"),
+    ],
+)
+def test_a_damaged_state_is_refused_and_leaves_the_bandit_alone(change, message):
+    state, bandit = heard([1, 1, 1], [5, 5, 5]).state_dict(), heard([0.5, 0, 0], [2, 0, 0])
+    change(state)
+    before = bandit.state_dict()
+    with pytest.raises(InvalidInputError, match=message):
+        bandit.load_state_dict(state)
+    assert bandit.state_dict() == before
+
+
+def test_a_batch_larger_than_the_window_leaves_its_last_values():
+    bandit = AdvantageBandit(NAMES, window=4)
+    bandit.update(["a"] * 11, [9.0] * 7 + [1.0, 2.0, 3.0, 4.0])
+    assert bandit.learnability()[0] == 2.5
+    assert bandit.counts[0] == 11
+    bandit.update(["a"], [-5.0])
+    assert bandit.state_dict()["values"][0] == [2.0, 3.0, 4.0, 5.0]
+
+
+def test_a_temperature_near_zero_is_the_argmax_without_warnings(recwarn):
+    np.testing.assert_array_equal(heard([0.9, 0.8, 0.7], [500] * 3, temperature=1e-310).probabilities(), [1, 0, 0])
+    assert not recwarn

@@ -69,6 +69,8 @@ class TestEveryCurriculum:
     def test_state_of_other_sources_is_refused(self, make):
         with pytest.raises(InvalidInputError, match="sources"):
             make().load_state_dict({"names": ["x"]})
+        with pytest.raises(InvalidInputError, match="the state has no"):
+            make().load_state_dict({"names": NAMES})
 
     @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
     def test_advantages_must_be_finite(self, make, bad):
@@ -110,7 +112,7 @@ def test_easy_to_hard_walks_then_is_uniform():
     np.testing.assert_allclose(seen[2], [0.15, 0.85, 0])
     np.testing.assert_allclose(seen[5], [0.1, 0.1, 0.8])
     np.testing.assert_allclose(seen[6], np.full(3, 1 / 3))
-    for options in ({"steps": 0}, {"steps": 3, "review": 1.2}):
+    for options in ({"steps": 0}, {"steps": 2.5}, {"steps": 3, "review": 1.2}):
         with pytest.raises(InvalidInputError):
             EasyToHard(NAMES, **options)
 
@@ -132,8 +134,10 @@ class TestConstruction:
             make_curriculum("easy-to-hard", NAMES)
 
     def test_value_of_the_wrong_type(self):
-        with pytest.raises(InvalidInputError, match="dump"):
+        with pytest.raises(InvalidInputError, match="window must be an integer"):
             make_curriculum({"name": "dump", "window": "many"}, NAMES)
+        with pytest.raises(InvalidInputError, match="'dump' cannot take"):
+            make_curriculum({"name": "dump", "temperature": "hot"}, NAMES)
 
     @pytest.mark.parametrize("names", [[], ["a", "a"], "abc", [1, 2]])
     def test_names(self, names):

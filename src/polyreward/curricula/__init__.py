@@ -11,7 +11,7 @@ from typing import Any
 
 from polyreward.curricula.bandit import AdvantageBandit
 from polyreward.curricula.mixture import CurriculumSampler
-from polyreward.curricula.sampler import Curriculum
+from polyreward.curricula.sampler import Curriculum, UnknownSourceError
 from polyreward.curricula.schedules import EasyToHard, FixedWeights, Uniform
 from polyreward.errors import InvalidInputError, UnknownNameError, nearest
 
@@ -23,6 +23,7 @@ __all__ = [
     "EasyToHard",
     "FixedWeights",
     "Uniform",
+    "UnknownSourceError",
     "make_curriculum",
 ]
 

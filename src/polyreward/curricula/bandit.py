@@ -17,6 +17,7 @@ DUMP: Automated Distribution-Level Curriculum Learning for RL-based LLM Post-tra
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -44,7 +45,9 @@ class AdvantageBandit(Curriculum):
     Raises
     ------
     InvalidInputError
-        A parameter outside its range. `update` refuses NaN and unknown sources, and takes the absolute value itself.
+        A parameter outside its range.
+
+    `update` takes the absolute value itself, and refuses NaN and unknown sources before anything is learned.
     """
 
     def __init__(
@@ -56,18 +59,18 @@ class AdvantageBandit(Curriculum):
         floor: float = 0.0,
     ) -> None:
         super().__init__(names)
-        if window < 1:
-            raise InvalidInputError(f"window must be at least 1, got {window}")
+        if not isinstance(window, int | np.integer) or window < 1:
+            raise InvalidInputError(f"window must be an integer of at least 1, got {window!r}")
         if not temperature > 0:
             raise InvalidInputError(f"temperature must be positive, got {temperature}")
-        if not exploration >= 0:
-            raise InvalidInputError(f"exploration must be at least 0, got {exploration}")
+        if not 0 <= exploration < math.inf:
+            raise InvalidInputError(f"exploration must be finite and at least 0, got {exploration}")
         if not 0 <= floor <= 1:
             raise InvalidInputError(f"floor must be between 0 and 1, got {floor}")
-        self.window, self.temperature, self.exploration, self.floor = window, temperature, exploration, floor
+        self.window, self.temperature, self.exploration, self.floor = int(window), temperature, exploration, floor
         self.counts = np.zeros(len(self.names), dtype=np.int64)
         # Ring buffers: row j holds the values of source j, the next one goes to counts[j] % window.
-        self._values = np.zeros((len(self.names), window))
+        self._values = np.zeros((len(self.names), self.window))
 
     def learnability(self) -> np.ndarray:
         """Mean absolute advantage in the window of each source (L in the paper), float64 (n,); 0 before the first."""
@@ -81,7 +84,8 @@ class AdvantageBandit(Curriculum):
     def probabilities(self) -> np.ndarray:
         """Softmax of the scores, mixed with the floor, float64 (n,). All sources are recomputed, drawn or not."""
         scores = self.scores()
-        weights = np.exp((scores - scores.max()) / self.temperature)
+        with np.errstate(over="ignore"):  # at a temperature near 0 the difference is -infinity, and the weight 0
+            weights = np.exp((scores - scores.max()) / self.temperature)
         weights /= weights.sum()
         return (1 - self.floor) * weights + self.floor / len(weights)
 
@@ -99,15 +103,20 @@ class AdvantageBandit(Curriculum):
         Raises
         ------
         InvalidInputError
-            The state is for other sources, or its windows do not fit the counts and this bandit's window.
+            The state is for other sources, its windows do not fit the counts and this bandit's window, or it holds a
+            value that is not finite. Nothing is taken over then.
         """
-        self._require_names(state)
+        self._require(state, "counts", "values")
         counts = np.array(state["counts"], dtype=np.int64)
+        if counts.shape != (len(self.names),) or (counts < 0).any():
+            raise InvalidInputError(f"the state has counts {counts.tolist()} for {len(self.names)} sources")
         if [len(values) for values in state["values"]] != np.minimum(counts, self.window).tolist():
             raise InvalidInputError(
                 f"the state holds {[len(values) for values in state['values']]} values for counts {counts.tolist()}, "
                 f"which does not fit window={self.window}"
             )
+        if not all(math.isfinite(value) for values in state["values"] for value in values):
+            raise InvalidInputError("the state holds an advantage that is not finite")
         self.counts = counts
         self._values = np.zeros((len(self.names), self.window))
         for j, values in enumerate(state["values"]):

@@ -19,6 +19,10 @@ from polyreward.grouped import factorize
 Sources = Sequence[str] | Sequence[int] | np.ndarray | Tensor
 
 
+class UnknownSourceError(UnknownNameError, InvalidInputError):
+    """A source that the curriculum does not have: a bad value, and a name that does not exist."""
+
+
 class Curriculum:
     """Base of all curricula. Subclasses define `probabilities`, `_learn`, `state_dict` and `load_state_dict`.
 
@@ -59,8 +63,8 @@ class Curriculum:
         ------
         InvalidInputError
             Lengths differ, or an advantage is NaN or infinite (the message names the row). Nothing is learned then.
-        UnknownNameError
-            A source that the curriculum does not have.
+        UnknownSourceError
+            A source that the curriculum does not have. Nothing is learned then.
         """
         codes = self.positions(sources)
         if isinstance(advantages, Tensor):
@@ -92,7 +96,9 @@ class Curriculum:
         raise TypeError(f"{type(self).__name__} does not define load_state_dict")
 
     def positions(self, sources: Sources) -> np.ndarray:
-        """Position of each source in `names`, int64 (B,); ``UnknownNameError`` for one that is not there."""
+        """Position of each source in `names`, int64 (B,); `UnknownSourceError` for one that is not there."""
+        if isinstance(sources, str):
+            raise InvalidInputError(f"sources must be one name a row, got the single string {sources!r}")
         if len(sources) == 0:
             return np.zeros(0, dtype=np.int64)
         segments = factorize(sources, name="sources")
@@ -109,14 +115,21 @@ class Curriculum:
     def _place(self, source: Any) -> int:
         if isinstance(source, str):
             if source not in self.names:
-                raise UnknownNameError(f"the curriculum has no source {source!r}{nearest(source, self.names)}")
+                raise UnknownSourceError(f"the curriculum has no source {source!r}{nearest(source, self.names)}")
             return self.names.index(source)
         if not isinstance(source, int | np.integer) or not 0 <= source < len(self.names):
-            raise UnknownNameError(f"the curriculum has no source {source!r}; positions are 0 to {len(self.names) - 1}")
+            last = len(self.names) - 1
+            raise UnknownSourceError(f"the curriculum has no source {source!r}; positions are 0 to {last}")
         return int(source)
 
-    def _require_names(self, state: Mapping[str, Any]) -> None:
+    def _require(self, state: Mapping[str, Any], *keys: str) -> None:
+        """Refuse a state of other sources, or one without `keys`."""
         if "names" not in state or tuple(state["names"]) != self.names:
             raise InvalidInputError(
                 f"the state is for the sources {state.get('names')}, the curriculum has {list(self.names)}"
             )
+        for key in keys:
+            if key not in state:
+                raise InvalidInputError(
+                    f"the state has no {key!r}: expected what {type(self).__name__}.state_dict returns"
+                )

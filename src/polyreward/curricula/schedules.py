@@ -27,7 +27,7 @@ class Schedule(Curriculum):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what `state_dict` returned; ``InvalidInputError`` if it belongs to other sources."""
-        self._require_names(state)
+        self._require(state, "steps_done")
         self.steps_done = int(state["steps_done"])
 
 
@@ -94,8 +94,8 @@ class EasyToHard(Schedule):
 
     def __init__(self, names: Sequence[str], steps: int, review: float = 0.2) -> None:
         super().__init__(names)
-        if steps < 1:
-            raise InvalidInputError(f"steps must be at least 1, got {steps}")
+        if not isinstance(steps, int | np.integer) or steps < 1:
+            raise InvalidInputError(f"steps must be an integer of at least 1, got {steps!r}")
         if not 0 <= review <= 1:
             raise InvalidInputError(f"review must be between 0 and 1, got {review}")
         self.steps, self.review = steps, review
