@@ -1,7 +1,8 @@
 """Run every benchmark beside its peer and write benchmarks/README.md.
 
-Each ``bench_*.py`` is a script that prints Markdown (a heading and a table of ratios) and exits with an error when a peer
-and ours do not compute the same thing. ``--verl-python`` is handed to those that can time verl in its own environment.
+Each ``bench_*.py`` is a script that prints Markdown (a heading and a table of ratios) and exits with an error when a
+peer and ours do not compute the same thing. ``--verl-python`` is handed to those that can time verl in its own
+environment.
 """
 
 from __future__ import annotations
@@ -39,10 +40,9 @@ def main() -> int:
             sections.append(run.stdout.strip())
     if not options.names and not failed:
         date = datetime.date.today().isoformat()
-        machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-        text = "\n\n".join(
-            ["# Benchmarks", f"Written by `make bench` on {date} ({machine}). Ratios are ours / peer unless a column says otherwise.", *sections]
-        )
+        machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+        note = f"Written by `make bench` on {date} ({machine}). Ratios are ours / peer unless a column says otherwise."
+        text = "\n\n".join(["# Benchmarks", note, *sections])
         (HERE / "README.md").write_text(text + "\n", encoding="utf-8")
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)

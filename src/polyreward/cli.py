@@ -41,15 +41,10 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line: exit code 2 with one red line on bad input, 130 on Ctrl-C."""
+    """Run the command line: exit code 2 with one red line on bad input; Ctrl-C is 130."""
     try:
-        code = app(standalone_mode=True)
+        app()
     except PolyrewardError as error:
         red, plain = ("\033[31m", "\033[0m") if sys.stderr.isatty() else ("", "")
         print(f"{red}error: {error}{plain}", file=sys.stderr)
-        code = 2
-    except KeyboardInterrupt:
-        code = 130
-    if code == 130:
-        print("interrupted; run the same command again to go on from what is finished", file=sys.stderr)
-    raise SystemExit(code or 0)
+        raise SystemExit(2) from None

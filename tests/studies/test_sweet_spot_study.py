@@ -7,6 +7,8 @@ from polyreward.rewards.proximity import BlockMatch
 from polyreward.studies.base import StudyConfig
 from polyreward.studies.stratified_grpo import softmax
 from polyreward.studies.sweet_spot import (
+    OTHERS,
+    RATES,
     STUDY,
     TUNED,
     Screens,
@@ -25,7 +27,7 @@ from polyreward.studies.sweet_spot import (
     ("offset", "binary", "continuous", "tiered"),
     [(4, 0.2180, 0.4238, 0.4784), (8, 0.0822, 0.2494, 0.2628), (12, 0.0155, 0.0770, 0.0636)],
 )
-def test_signal_to_noise_of_the_card(offset, binary, continuous, tiered):
+def test_signal_to_noise_of_the_worked_example(offset, binary, continuous, tiered):
     figures = signal_to_noise(offset)
     assert figures["binary"] == pytest.approx(binary, abs=1e-4)
     assert figures["continuous"] == pytest.approx(continuous, abs=1e-4)
@@ -118,22 +120,14 @@ def test_quick_run_is_finite_and_judged():
 def _figures(binary, tiered, final=0.7, dead=0.4):
     run = {}
     for name, steps in (("binary", binary), ("SSL-4", tiered), ("continuous", tiered)):
-        for rate in (4, 8, 16, 32):
-            run[f"{name}, rate {rate}"] = {
+        for rate in RATES:
+            run[f"{name}, rate {rate:g}"] = {
                 "steps to 0.5": steps,
                 "hit probability": final if name == "SSL-4" else 0.7,
                 "dead groups, first 10 steps": 0.9 if name == "binary" else dead,
             }
-    for name in (
-        "SSL-2",
-        "SSL-8",
-        "SSL-16",
-        "SSL-4 amplified",
-        "SSL-4 on success",
-        "SSL-4, noise",
-        "continuous, noise",
-    ):
-        run[name] = {"steps to 0.5": tiered}
+        run[f"{name}, 28 cells"] = {"steps to 0.5": steps}
+    run |= {name: {"steps to 0.5": tiered} for name in OTHERS}
     for offset in (4, 8, 12):
         run[f"signal to noise, {offset} cells off"] = signal_to_noise(offset)
     for name in ("binary", "SSL-4", "SSL, zoned blocks", "continuous"):

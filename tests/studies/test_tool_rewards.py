@@ -59,7 +59,7 @@ def test_exact_match_equals_enumeration_of_one_call():
     assert policy.exact_match() == pytest.approx(total / PROMPTS)
 
 
-def test_prompts_have_the_shape_of_the_card():
+def test_prompts_have_the_stated_shape():
     policy = CallPolicy(np.random.default_rng(0))
     assert set(policy.used.sum(axis=1)) == {1, 2, 3}
     assert set(policy.present.sum(axis=2).ravel()) == {1, 2, 3, 4}
@@ -125,7 +125,7 @@ def test_quick_run_without_data_is_finite_and_says_so():
     figures = run_seed(0, StudyConfig(quick=True))
     assert all(np.isfinite(value) for arm in figures.values() for value in arm.values())
     judged = STUDY.judge([figures])
-    assert "Real answers: not run, no data folder was given" in judged.summary
+    assert "Real answers: not run, no data folder with tools/rlla_sft.json.gz was given" in judged.summary
     assert judged.verdict in ("supported", "not supported", "inconclusive")
 
 
@@ -140,8 +140,8 @@ def _run(fine=0.6, intermediate=0.3, coarse=0.1, dead=0.02, broken=-2.0, real=Tr
     run["identity"] = {"fine, greedy": shortfall}
     if real:
         values = {"gold": 4.0, "wrong value": 3.0, "missing parameter": 2.0, "wrong tool": -1.0, "broken JSON": broken}
-        rest = {"duplicate call": 3.0, "reordered calls": 4.0, "no thinking": 3.0, "answers": 200.0}
-        run["real answers, fine"] = values | rest
+        rest = {"duplicate call": 3.0, "reordered calls": 4.0, "no thinking": 3.0}
+        run["real answers, fine"] = values | rest | {"answers": 200.0, "answers that parse": 329.0}
         run["real answers, coarse"] = dict.fromkeys(CORRUPTIONS, -2.0) | {"gold": 4.0, "no thinking": 3.0}
     return run
 

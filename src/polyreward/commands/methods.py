@@ -19,18 +19,31 @@ def methods(
 
     from polyreward.catalogue import search
 
-    rows = []
-    for method in search(query):
-        path = results / f"{method.slug}.json"
-        verdict = json.loads(path.read_text(encoding="utf-8"))["verdict"] if path.is_file() else None
-        rows.append({**asdict(method), "verdict": verdict})
+    rows = [{**asdict(method), "verdict": _verdict(results / f"{method.slug}.json")} for method in search(query)]
     if json_:
         typer.echo(json.dumps(rows, indent=1))
         return
+    if not rows:
+        typer.echo(f"no method matches {query!r}; polyreward methods lists all", err=True)
+        return
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table("method", "kind", "summary", "arXiv", "verdict")
+    whole = [Column(name, no_wrap=True) for name in ("method", "kind", "arXiv", "verdict")]
+    table = Table(*whole[:2], "summary", *whole[2:])
     for row in rows:
         table.add_row(row["name"], row["kind"], row["summary"], row["arxiv"], row["verdict"] or "-")
     Console().print(table)
+
+
+def _verdict(path: Path) -> str | None:
+    import json
+
+    from polyreward.errors import InvalidInputError
+
+    if not path.is_file():
+        return None
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["verdict"])
+    except (ValueError, LookupError, TypeError) as error:
+        raise InvalidInputError(f"{path} is not the result of a study: expected JSON with a verdict") from error

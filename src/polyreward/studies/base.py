@@ -29,7 +29,7 @@ class StudyConfig:
     quick : bool
         One or two seeds at reduced size; checks that everything runs, and never gives a verdict.
     device : str
-        Torch device of the training loops.
+        Torch device on which the library's parts compute; the small tables of the tasks stay in NumPy.
     data : Path or None
         Folder with real data (``POLYREWARD_DATA``); None when there is none.
     """
@@ -72,13 +72,16 @@ class Study:
         ``NN-technique``; the result is ``results/<slug>.json``.
     method : str
         Name in the catalogue.
-    claim, task, baselines, measure, rule, full_scale : str
+    claim, task, baselines, measure, rule, effect, full_scale : str
         Text for the reader: the claim with its number and source; the task; the arms and the grid they were tuned on;
-        what is measured; when the claim counts as supported or refuted; model, data and GPUs of the full-scale version.
+        what is measured; when the claim counts as supported or refuted; what the effect is a figure of, in a few words;
+        model, data and GPUs of the full-scale version.
     seeds : int
         Seeds of a full run.
     run_seed : (seed, config) -> {arm: {quantity: figure}}
     judge : (list of these, one a seed) -> Judgement
+    config : mapping
+        Sizes and hyper-parameters, stored with the result.
     """
 
     slug: str
@@ -88,6 +91,7 @@ class Study:
     baselines: str
     measure: str
     rule: str
+    effect: str
     full_scale: str
     seeds: int
     run_seed: Callable[[int, StudyConfig], Figures]
@@ -98,6 +102,19 @@ class Study:
 def arm(runs: Sequence[Figures], name: str, quantity: str) -> np.ndarray:
     """Figures of one arm over the seeds, float64 (seeds,)."""
     return np.array([run[name][quantity] for run in runs], dtype=np.float64)
+
+
+def rated(name: str, rate: float) -> str:
+    """Name of an arm at one learning rate of its grid."""
+    return f"{name}, rate {rate:g}"
+
+
+def best_rate(
+    runs: Sequence[Figures], name: str, quantity: str, rates: Sequence[float], *, lowest: bool = False
+) -> float:
+    """Learning rate at which the arm has the highest mean figure over the seeds (the lowest with `lowest`)."""
+    means = [arm(runs, rated(name, rate), quantity).mean() for rate in rates]
+    return rates[int(np.argmin(means) if lowest else np.argmax(means))]
 
 
 def paired_bootstrap(
@@ -116,8 +133,18 @@ def paired_bootstrap(
     first, second : float (seeds,)
         Figures of two arms on the same seeds; `second` may be a constant.
     statistic : function of (resamples, seeds) -> (resamples,), default the mean over seeds
+
+    Raises
+    ------
+    InvalidInputError
+        No pair, or arms of different length.
     """
-    differences = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
+    left, right = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    if right.ndim and left.shape != right.shape:
+        raise InvalidInputError(
+            f"paired_bootstrap needs arms on the same seeds, got shapes {left.shape}, {right.shape}"
+        )
+    differences = left - right
     if differences.ndim != 1 or differences.size == 0:
         raise InvalidInputError(f"paired_bootstrap needs at least one pair, got shape {differences.shape}")
     measure = statistic or (lambda rows: rows.mean(axis=1))
