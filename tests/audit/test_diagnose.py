@@ -15,7 +15,8 @@ from polyreward.audit.diagnose.collapse import check_collapse
 from polyreward.audit.diagnose.conflict import check_conflict
 from polyreward.audit.diagnose.dead_groups import check_dead_groups
 from polyreward.audit.diagnose.driver import check_driver
-from polyreward.audit.diagnose.evidence import Evidence, ratio
+from polyreward.audit.diagnose.estimates import ratio
+from polyreward.audit.diagnose.evidence import Evidence
 from polyreward.audit.diagnose.length import check_length
 from polyreward.audit.diagnose.run import holm
 from polyreward.audit.diagnose.strata import check_strata
@@ -38,13 +39,6 @@ def test_a_planted_problem_is_found_and_no_other(problem, seed):
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_a_clean_log_has_no_warning(scenario):
     assert diagnose(clean(7, scenario), recompute=False).problems() == []
-
-
-@pytest.mark.slow
-def test_false_positive_rate_on_clean_logs():
-    logs = [(seed, scenario) for scenario in SCENARIOS for seed in range(1000, 1005)]
-    alarms = sum(bool(diagnose(clean(seed, s), recompute=False).problems()) for seed, s in logs)
-    assert alarms / len(logs) <= 0.05
 
 
 def test_saturation_is_information_and_domination_is_no_drift():
@@ -176,10 +170,10 @@ def test_every_check_says_why_it_was_not_made():
     assert diagnosis.problems() == []
     reasons = diagnosis.not_checked
     assert reasons["cross-stratum bias"] == "no column 'stratum' (nor 'tool_calls')"
-    assert reasons["length dependence"] == "no numeric column 'length'"
+    assert reasons["length dependence"] == "no numeric column 'length', and no text to measure"
     assert "step" in reasons["loss of diversity"]
     assert "step" in reasons["drift away from the trusted reward"]
-    assert "task" in reasons["differences of scale and skew between tasks"]
+    assert "task" in reasons["differences of scale between tasks"]
     assert "fewer than two" in reasons["conflict between rewards"]
 
 

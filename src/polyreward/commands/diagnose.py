@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
     from polyreward.audit.diagnose import Diagnosis
+    from polyreward.batch import RewardBatch
 
-_USED = ("stratum", "tool_calls", "step", "length", "logp", "entropy", "completion_hash", "embedding")
-_TEXTS = ("completion", "response", "output", "text")
+_USED = (
+    "task", "stratum", "tool_calls", "step", "length", "logp", "entropy", "completion_hash", "embedding",
+    "completion_length", "response_length", "completion_tokens", "response_tokens", "num_tokens",
+)  # fmt: skip
 
 
 def diagnose(
@@ -19,11 +25,15 @@ def diagnose(
         Path, typer.Argument(help="Rollout log: a run or log folder, TRL's completions, verl's dumps, or a table.")
     ],
     html: Annotated[Path | None, typer.Option(help="Write the report to this HTML file.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the diagnosis as JSON.")] = False,
-    follow: Annotated[bool, typer.Option("--follow", help="Look again whenever the log grows; Ctrl-C ends.")] = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print the diagnosis as JSON; with --follow one line a look.")
+    ] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Look again whenever the log grows; Ctrl-C ends (exit code 0).")
+    ] = False,
     every: Annotated[float, typer.Option(min=0.1, help="Seconds between looks with --follow.")] = 5.0,
     fail_on: Annotated[
-        str | None, typer.Option(help="Exit with 1 if there is a finding of this severity: warning or error.")
+        str | None, typer.Option(help="Exit with 1 if a finding is at least this severe: warning or error.")
     ] = None,
     reference: Annotated[
         str | None, typer.Option(help="The trusted reward or column (verifier, held-out score).")
@@ -46,150 +56,157 @@ def diagnose(
     ] = None,
     what_if: Annotated[bool, typer.Option(help="Recompute the advantages with the suggested parts.")] = True,
 ) -> None:
-    """Find what is wrong with the rewards of a rollout log, and print the line that fixes it."""
+    """Find what is wrong with the rewards of a rollout log, and print the line that fixes it.
+
+    Exit code 0; 1 if --fail-on is given and there is such a finding; 2 on bad input.
+    """
     from polyreward.errors import InvalidInputError, PolyrewardError
 
     try:
         if fail_on not in (None, "warning", "error"):
             raise InvalidInputError(f"--fail-on must be 'warning' or 'error', got {fail_on!r}")
-        options = _Options(log, _pairs(mapping, "--map"), _weights(weight), reference, task, stratum, what_if)
+        look = _Look(log, _pairs(mapping, "--map"), _weights(weight), reference, task, stratum, what_if)
         if follow:
-            _follow(options, html, every)
-            return
-        diagnosis = _diagnose(options, quiet=json)
-        if html:
-            from polyreward.report.diagnosis import write_diagnosis
-
-            write_diagnosis(html, diagnosis, log)
-        _print(diagnosis, log, json)
-        if html and not json:
-            typer.echo(f"Report: {html}")
+            failed = _follow(look, html, json, every, fail_on)
+        else:
+            diagnosis = look.diagnose(quiet=json)
+            _show(diagnosis, log, html, json)
+            failed = _fails(diagnosis, fail_on)
     except PolyrewardError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
-    worst = diagnosis.worst()
-    if worst == "error" or (worst == "warning" and fail_on == "warning"):
-        raise typer.Exit(1 if fail_on else 0)
+    if failed:
+        raise typer.Exit(1)
 
 
-class _Options:
+@dataclass(frozen=True)
+class _Look:
     """What one look at the log needs."""
 
-    def __init__(
-        self,
-        log: Path,
-        mapping: dict[str, Any],
-        weights: dict[str, float],
-        reference: str | None,
-        task: str,
-        stratum: str | None,
-        what_if: bool,
-    ) -> None:
-        self.log, self.mapping, self.weights, self.reference = log, mapping, weights, reference
-        self.task, self.stratum, self.what_if = task, stratum, what_if
+    log: Path
+    mapping: dict[str, list[str]]
+    weights: dict[str, float]
+    reference: str | None
+    task: str
+    stratum: str | None
+    what_if: bool
 
-    def columns(self) -> list[str] | None:
-        """Columns to read; None (all) where a mapping decides."""
-        if self.mapping:
-            return None
-        chosen = [*_USED, *_TEXTS, self.task, self.stratum, self.reference]
-        return list(dict.fromkeys(name for name in chosen if name))
+    def read(self, unfinished: bool = False) -> RewardBatch:
+        """The log, without the columns that no check asks for."""
+        from polyreward.audit.diagnose.reference import may_be_trusted
+        from polyreward.data.files import UnfinishedError
+        from polyreward.data.rollouts import read_rollouts
 
+        chosen = {*_USED, self.task, self.stratum, self.reference, *self.mapping}
 
-def _diagnose(options: _Options, quiet: bool = False) -> Diagnosis:
-    import torch
+        def keep(name: str) -> bool:
+            return name in chosen or may_be_trusted(name)
 
-    from polyreward.audit.diagnose import diagnose as run
-    from polyreward.data.rollouts import read_rollouts
+        batch = read_rollouts(self.log, self.mapping, columns=keep, measure_texts=True, unfinished=unfinished)
+        sizes = batch.segments("group").sizes
+        if int(sizes.max()) < 2:
+            raise UnfinishedError(
+                f"{self.log}: each of the {len(sizes):,} groups has one row, the first in row 1; expected at least two "
+                "samples of a prompt at one step. If 'group' does not name the prompt: --map group=COLUMN"
+            )
+        return batch
 
-    torch.set_num_threads(min(2, torch.get_num_threads()))
-    with _progress(quiet) as advance:
-        advance(f"reading {options.log}", 0.0)
-        columns = options.columns()
-        batch = read_rollouts(options.log, options.mapping or None, columns=columns)
-        return run(
-            batch,
-            weights=options.weights,
-            reference=options.reference,
-            task=options.task,
-            stratum=options.stratum,
-            recompute=options.what_if,
-            progress=lambda name, share: advance(name, 0.3 + 0.7 * share),
-        )
+    def diagnose(self, batch: RewardBatch | None = None, quiet: bool = False) -> Diagnosis:
+        """Diagnose `batch`, or the log as it is now."""
+        import torch
 
+        from polyreward.audit.diagnose import diagnose as run
 
-class _progress:
-    """A progress bar on stderr that shows itself after half a second; nothing when quiet or not a terminal."""
-
-    def __init__(self, quiet: bool) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-        console = Console(stderr=True)
-        self.bar = Progress(
-            BarColumn(24),
-            TextColumn("{task.description}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=quiet or not console.is_terminal,
-        )
-        self.job = self.bar.add_task("", total=1.0)
-
-    def __enter__(self) -> Any:
-        self.bar.__enter__()
-        return lambda name, share: self.bar.update(self.job, description=name, completed=share)
-
-    def __exit__(self, *reason: Any) -> None:
-        self.bar.__exit__(*reason)
+        torch.set_num_threads(min(2, torch.get_num_threads()))
+        with _progress(quiet) as advance:
+            advance(f"reading {self.log}", 0.0)
+            return run(
+                self.read() if batch is None else batch,
+                weights=self.weights,
+                reference=self.reference,
+                task=self.task,
+                stratum=self.stratum,
+                recompute=self.what_if,
+                progress=lambda name, share: advance(name, 0.1 + 0.9 * share),
+            )
 
 
-def _print(diagnosis: Diagnosis, log: Path, as_json: bool) -> None:
+@contextmanager
+def _progress(quiet: bool) -> Iterator[Callable[[str, float], None]]:
+    """A bar with the time left, on stderr; nothing when quiet or where stderr is no terminal."""
+    import time
+
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    console, begin = Console(stderr=True), time.monotonic()
+    columns = (BarColumn(24), TextColumn("{task.fields[left]}"), TextColumn("{task.description}"))
+    with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
+        job = bar.add_task("", total=1.0, left="")
+
+        def advance(name: str, share: float) -> None:
+            seconds = (time.monotonic() - begin) * (1 - share) / share if share > 0 else 0.0
+            bar.update(job, description=name, completed=share, left=f"about {seconds:.0f} s left" if seconds else "")
+
+        yield advance
+
+
+def _show(diagnosis: Diagnosis, log: Path, html: Path | None, as_json: bool, line: bool = False) -> None:
+    """Write the report where it is asked for, and print the summary or the JSON (on one line if `line`)."""
+    if html:
+        from polyreward.report.diagnosis import write_diagnosis
+
+        write_diagnosis(html, diagnosis, log)
     if as_json:
         import json
 
-        typer.echo(json.dumps(diagnosis.to_dict(), indent=1, ensure_ascii=False, allow_nan=False))
+        indent = None if line else 1
+        typer.echo(json.dumps(diagnosis.to_dict(), indent=indent, ensure_ascii=False, allow_nan=False))
         return
     from rich.console import Console
 
     from polyreward.report.terminal import show_diagnosis
 
     show_diagnosis(diagnosis, str(log), Console())
+    if html:
+        typer.echo(f"Report: {html}")
 
 
-def _follow(options: _Options, html: Path | None, every: float) -> None:
-    """Look, wait until the log has changed, look again."""
+def _fails(diagnosis: Diagnosis, fail_on: str | None) -> bool:
+    return fail_on is not None and diagnosis.worst() in ("error", fail_on)
+
+
+def _follow(look: _Look, html: Path | None, as_json: bool, every: float, fail_on: str | None) -> bool:
+    """Look, wait until the log has changed, look again; return whether --fail-on ended it (Ctrl-C does not fail)."""
     import time
 
     from rich.console import Console
 
-    from polyreward.errors import PolyrewardError
-    from polyreward.report.diagnosis import write_diagnosis
-    from polyreward.report.terminal import show_diagnosis
+    from polyreward.data.files import UnfinishedError
+    from polyreward.errors import MissingFileError
 
-    console = Console()
-    seen: object = None
+    console, seen = Console(stderr=as_json), None
     try:
         while True:
-            state = _state(options.log)
+            state = _state(look.log)
             if state != seen:
                 seen = state
                 try:
-                    diagnosis = _diagnose(options, quiet=True)
-                except PolyrewardError as error:
-                    # a run that has not written its first step yet is no error here
-                    console.print(f"waiting for {options.log}: {error}", markup=False, soft_wrap=True)
+                    batch = look.read(unfinished=True)
+                except (MissingFileError, UnfinishedError) as error:
+                    # nothing has been written yet, or the first file only in part
+                    console.print(f"waiting for {look.log}: {error}", markup=False, soft_wrap=True)
                 else:
+                    diagnosis = look.diagnose(batch, quiet=True)
                     console.clear()
-                    show_diagnosis(diagnosis, str(options.log), console)
-                    console.print(f"following {options.log}; Ctrl-C ends", style="dim", markup=False, soft_wrap=True)
-                    if html:
-                        write_diagnosis(html, diagnosis, options.log)
+                    _show(diagnosis, look.log, html, as_json, line=True)
+                    if _fails(diagnosis, fail_on):
+                        return True
+                    console.print(f"following {look.log}; Ctrl-C ends", style="dim", markup=False, soft_wrap=True)
             time.sleep(every)
     except KeyboardInterrupt:
         console.print("\nstopped following", style="dim")
+        return False
 
 
 def _state(log: Path) -> tuple[tuple[str, int, int], ...]:
@@ -206,15 +223,16 @@ def _state(log: Path) -> tuple[tuple[str, int, int], ...]:
     return tuple(found)
 
 
-def _pairs(entries: list[str] | None, option: str) -> dict[str, Any]:
+def _pairs(entries: list[str] | None, option: str) -> dict[str, list[str]]:
     from polyreward.errors import InvalidInputError
 
-    pairs: dict[str, Any] = {}
+    pairs: dict[str, list[str]] = {}
     for entry in entries or []:
         name, equals, value = entry.partition("=")
-        if not equals or not name or not value:
+        values = [part.strip() for part in value.split(",")]
+        if not equals or not name.strip() or not all(values):
             raise InvalidInputError(f"{option} {entry!r}: expected NAME=VALUE")
-        pairs[name] = value.split(",") if "," in value else value
+        pairs[name.strip()] = values
     return pairs
 
 
@@ -222,9 +240,9 @@ def _weights(entries: list[str] | None) -> dict[str, float]:
     from polyreward.errors import InvalidInputError
 
     weights = {}
-    for name, value in _pairs(entries, "--weights").items():
+    for name, values in _pairs(entries, "--weights").items():
         try:
-            weights[name] = float(value)
-        except (TypeError, ValueError):
-            raise InvalidInputError(f"--weights {name}={value}: expected a number") from None
+            (weights[name],) = map(float, values)
+        except ValueError:
+            raise InvalidInputError(f"--weights {name}={','.join(values)}: expected one number") from None
     return weights

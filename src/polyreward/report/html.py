@@ -2,8 +2,7 @@
 
 A page is a title and a list of sections; a section is a heading and HTML fragments made by `text`, `table`, `figure`,
 `code`, `notice`, `cards` and `details`. Every helper escapes what it is given, so a reward or task name cannot break
-the
-page. Plotly's script is written into the page once, and only when the page holds a figure.
+the page. Plotly's script is written into the page once, and only when the page holds a figure.
 
     page("Training", [Section("Reward", [text("Reward over steps."), figure(plotly_figure)])])
 """
@@ -28,8 +27,8 @@ _STYLE = """
 :root{--ink:#1f2933;--soft:#5b6773;--line:#dde3e9;--back:#f6f8fa;--accent:#2f6f9f;--error:#b3261e;--warning:#b26a00;
 --info:#2f6f9f;--good:#2e7d4f}
 *{box-sizing:border-box}
-body{margin:0;background:var(--back);color:var(--ink);font:16px/1.55 system-ui,-apple-system,"Segoe
-UI",Roboto,sans-serif}
+body{margin:0;background:var(--back);color:var(--ink);
+font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
 main{max-width:1060px;margin:0 auto;padding:28px 24px 80px}
 h1{font-size:27px;line-height:1.25;margin:0 0 4px}
 h2{font-size:20px;margin:0 0 12px}
@@ -42,10 +41,12 @@ table{border-collapse:collapse;font-size:14px;width:100%}
 th,td{text-align:left;padding:6px 10px;border-bottom:1px solid var(--line);vertical-align:top}
 th{color:var(--soft);font-weight:600;white-space:nowrap}
 td.number,th.number{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
-pre{background:#f0f3f6;border-radius:8px;padding:12px
-14px;overflow-x:auto;font-size:13.5px;line-height:1.45;margin:6px 0 12px}
+pre{background:#f0f3f6;border-radius:8px;padding:12px 14px;overflow-x:auto;font-size:13.5px;
+line-height:1.45;margin:6px 0 12px;white-space:pre-wrap;overflow-wrap:anywhere}
 code{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}
 .notice{border-left:5px solid var(--info);background:#f3f7fb;border-radius:6px;padding:10px 14px;margin:10px 0}
+a{color:var(--accent)}
+.notice a{white-space:nowrap}
 .notice b{display:block;font-size:12px;letter-spacing:.05em;text-transform:uppercase;color:var(--info)}
 .notice.error{border-color:var(--error);background:#fdf3f2}.notice.error b{color:var(--error)}
 .notice.warning{border-color:var(--warning);background:#fff8ec}.notice.warning b{color:var(--warning)}
@@ -61,15 +62,21 @@ details{margin:8px 0}summary{cursor:pointer;color:var(--accent)}
 
 @dataclass(frozen=True)
 class Section:
-    """A block of a page: heading, then fragments of HTML in order."""
+    """A block of a page: heading, then fragments of HTML in order; `key` is what a notice can link to."""
 
     title: str
     fragments: Sequence[str] = field(default_factory=tuple)
+    key: str = ""
 
 
 def text(sentence: str) -> str:
     """A paragraph."""
-    return f"<p>{html.escape(sentence)}</p>"
+    return f"<p>{_prose(sentence)}</p>"
+
+
+def _prose(sentence: str) -> str:
+    """Escaped text in which a per cent sign stays on the line of its number."""
+    return html.escape(sentence).replace(" %", "&nbsp;%")
 
 
 def heading(words: str) -> str:
@@ -82,9 +89,10 @@ def code(source: str) -> str:
     return f"<pre><code>{html.escape(source)}</code></pre>"
 
 
-def notice(label: str, sentence: str, kind: str = "info") -> str:
-    """A highlighted sentence; `kind` is ``"info"``, ``"good"``, ``"warning"`` or ``"error"``."""
-    return f'<div class="notice {html.escape(kind)}"><b>{html.escape(label)}</b>{html.escape(sentence)}</div>'
+def notice(label: str, sentence: str, kind: str = "info", link: str = "") -> str:
+    """A highlighted sentence; `kind` is "info", "good", "warning" or "error", `link` the key of a section."""
+    more = f' <a href="#{html.escape(link)}">Figure and remedy</a>' if link else ""
+    return f'<div class="notice {html.escape(kind)}"><b>{html.escape(label)}</b>{_prose(sentence)}{more}</div>'
 
 
 def cards(facts: Iterable[tuple[str, str]]) -> str:
@@ -172,7 +180,8 @@ def page(title: str, sections: Sequence[Section], subtitle: str = "", lead: Sequ
     """
     content = [*lead]
     for section in sections:
-        content.append(f"<section><h2>{html.escape(section.title)}</h2>{''.join(section.fragments)}</section>")
+        key = f' id="{html.escape(section.key)}"' if section.key else ""
+        content.append(f"<section{key}><h2>{html.escape(section.title)}</h2>{''.join(section.fragments)}</section>")
     body = "\n".join(content)
     script = f"<script>{_plotly_script()}</script>" if "Plotly.newPlot(" in body else ""
     below = f'<p class="subtitle">{html.escape(subtitle)}</p>' if subtitle else ""

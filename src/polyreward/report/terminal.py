@@ -58,10 +58,11 @@ def show_diagnosis(diagnosis: Diagnosis, source: str, console: Console) -> None:
         body = [Text(finding.statement)]
         if finding.part:
             body.append(Text.assemble(("part: ", "dim"), (finding.part, "bold")))
-        if finding.fix and not (diagnosis.what_if and "advantage = " in finding.fix and len(problems) == 1):
-            body.append(Text(finding.fix, style="green"))
         title = Text.assemble((finding.severity, style), ("  " + finding.kind, "bold"), "  " + finding.subject)
         console.print(Panel(Group(*body), title=title, title_align="left", border_style=style))
+        # one suggestion below answers all findings about the advantages
+        if finding.fix and not (diagnosis.what_if and "advantage = " in finding.fix):
+            _code(console, finding.fix)
     if "shares" in diagnosis.tables and len(facts["rewards"]) > 1:
         table = diagnosis.tables["shares"]
         console.print()
@@ -87,9 +88,17 @@ def show_diagnosis(diagnosis: Diagnosis, source: str, console: Console) -> None:
             console.print()
             console.print(make_table(table.title, table.headers, table.rows))
         console.print()
-        console.print(Panel(Text(change.code, style="green"), title="Python", title_align="left"))
-        console.print(Panel(Text(change.recipe, style="green"), title="Recipe", title_align="left"))
+        console.print(Text("The advantage that answers these findings, in Python", style="bold"))
+        _code(console, change.code)
+        console.print(Text("and in a recipe", style="bold"))
+        _code(console, change.recipe)
     if diagnosis.not_checked:
         console.print()
         for what, reason in diagnosis.not_checked.items():
             console.print(Text(f"not checked: {what} ({reason})", style="dim"))
+
+
+def _code(console: Console, source: str) -> None:
+    """Code to copy: no frame, no line broken."""
+    console.print(Text(source, style="green"), soft_wrap=True)
+    console.print()

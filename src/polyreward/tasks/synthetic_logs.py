@@ -1,8 +1,7 @@
 """Synthetic rollout logs for testing a diagnosis: clean ones, and ones with exactly one planted problem.
 
-Every log has latent quality ``q`` a sample, a trusted reward ``verifier`` that measures it with noise, further
-rewards that
-agree with it, tasks, steps, strata and lengths that have nothing to do with the rewards. A planted problem changes
+Every log has latent quality ``q`` a sample, a trusted reward ``verifier`` that measures it with noise, further rewards
+that agree with it, tasks, steps, strata and lengths that have nothing to do with the rewards. A planted problem changes
 one thing.
 
     batch = planted("conflict", seed=0)     # PROBLEMS lists what can be planted
@@ -176,9 +175,8 @@ def _tail(seed: int) -> _Draft:
 
 def _skew(seed: int) -> _Draft:
     draft = _draft(seed, rewards=1)
-    values = draft.rewards["verifier"]
-    skewed = 1.4 * (values > 0.8) + 0.2 * draft.noise()
-    draft.rewards["verifier"] = np.where((draft.task == 0)[:, None], skewed, values)
+    skewed = draft.rng.exponential(1.0, draft.shape)
+    draft.rewards["verifier"] = np.where((draft.task == 0)[:, None], skewed, draft.rewards["verifier"])
     return draft
 
 

@@ -1,10 +1,9 @@
 """Which combinations of rewards become one advantage when rewards are summed and then normalised.
 
 Two samples of a group with different reward vectors but equal weighted sums get the same advantage, although the
-rewards
-tell them apart. The figure is the share of such pairs among all pairs of a group that the rewards tell apart:
-``1 - pairs with different sums / pairs with different vectors``. Normalising each reward first (GDPO, arXiv 2601.05242)
-keeps most of them apart.
+rewards tell them apart. The figure is the share of such pairs among all pairs of a group that the rewards tell apart:
+``1 - pairs with different sums / pairs with different vectors``. Normalising each reward first (GDPO, arXiv
+2601.05242) keeps most of them apart.
 """
 
 from __future__ import annotations
@@ -13,7 +12,8 @@ from collections import Counter
 
 import numpy as np
 
-from polyreward.audit.diagnose.evidence import Evidence, ratio
+from polyreward.audit.diagnose.estimates import ratio
+from polyreward.audit.diagnose.evidence import Evidence
 from polyreward.audit.diagnose.findings import CheckResult, Finding, Table, Tested
 
 LOST = 0.1
@@ -49,8 +49,7 @@ def check_collapse(evidence: Evidence) -> CheckResult:
         "collapse", "warning", " + ".join(n for n, w in zip(evidence.names, evidence.weights, strict=True) if w),
         estimate.value, (low, high),
         f"Summing the rewards before normalising loses {estimate.value:.0%} of what they tell apart (95 % interval "
-        f"{low:.0%} to "
-        f"{high:.0%} of the pairs in a group): different rewards, same advantage.{shown}",
+        f"{low:.0%} to {high:.0%} of the pairs in a group): different rewards, same advantage.{shown}",
         "gdpo",
     )  # fmt: skip
     tables = {}
@@ -58,7 +57,7 @@ def check_collapse(evidence: Evidence) -> CheckResult:
         tables["collapse"] = Table(
             "Combinations that get the same advantage", ("one sample", "another", "share"), examples
         )
-    return CheckResult([Tested(estimate.above(LOST), finding)], (), tables)
+    return CheckResult([Tested(estimate.above(LOST, LOST / 2), finding)], (), tables)
 
 
 def fingerprint(values: np.ndarray, valid: np.ndarray, weights: np.ndarray) -> np.ndarray:

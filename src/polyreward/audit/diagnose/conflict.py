@@ -1,8 +1,7 @@
 """Conflict between rewards: do two rewards prefer opposite samples of the same group?
 
-The figure is Spearman's rank correlation inside groups, pooled over groups: ranks are taken inside each group,
-centred, and
-their products summed. Differences between prompts therefore play no role.
+The figure is Spearman's rank correlation inside groups, pooled over groups: ranks are taken inside each group, centred,
+and their products summed. Differences between prompts therefore play no role.
 """
 
 from __future__ import annotations
@@ -11,7 +10,8 @@ import itertools
 
 import numpy as np
 
-from polyreward.audit.diagnose.evidence import Estimate, Evidence
+from polyreward.audit.diagnose.estimates import Estimate
+from polyreward.audit.diagnose.evidence import Evidence
 from polyreward.audit.diagnose.findings import CheckResult, Finding, Table, Tested
 
 CONFLICT = -0.2
@@ -41,7 +41,7 @@ def check_conflict(evidence: Evidence) -> CheckResult:
             continue
         names = evidence.names[a], evidence.names[b]
         rows.append((*names, estimate.value, *estimate.interval))
-        tests.append(Tested(estimate.below(CONFLICT), _finding(names, estimate)))
+        tests.append(Tested(estimate.below(CONFLICT, CONFLICT / 2), _finding(names, estimate)))
     table = Table(
         "Rank correlation inside groups", ("reward", "other reward", "correlation", "low", "high"), tuple(rows)
     )
@@ -70,7 +70,6 @@ def _finding(names: tuple[str, str], estimate: Estimate) -> Finding:
     return Finding(
         "conflict", "error" if high < SEVERE else "warning", f"{names[0]} / {names[1]}", estimate.value, (low, high),
         f"{names[0]!r} and {names[1]!r} pull against each other: inside a group their rank correlation is "
-        f"{estimate.value:.2f} (95 % "
-        f"interval {low:.2f} to {high:.2f}), so the weighted sum cancels part of both.",
+        f"{estimate.value:.2f} (95 % interval {low:.2f} to {high:.2f}), so the weighted sum cancels part of both.",
         "gate",
     )  # fmt: skip

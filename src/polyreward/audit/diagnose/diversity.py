@@ -1,22 +1,19 @@
 """Loss of diversity over the steps: fewer distinct completions in a group, or a collapsing entropy.
 
 From the texts (or a hash of them): the share of distinct completions among those of a group. From ``embedding``
-columns:
-one minus the squared length of the mean unit vector of the group. From ``entropy``, or ``logp`` (mean log-probability
-of
-the tokens, of which minus the mean estimates the entropy): its level. A loss is the relative drop from the first to the
-last third of the steps.
+columns: one minus the squared length of the mean unit vector of the group. From ``entropy``, or ``logp`` (mean
+log-probability of the tokens, of which minus the mean estimates the entropy): its level. A loss is the relative drop
+from the first to the last third of the steps.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from polyreward.audit.diagnose.evidence import Evidence
+from polyreward.audit.diagnose.evidence import TEXTS, Evidence
 from polyreward.audit.diagnose.findings import CheckResult, Finding, Table, Tested
 from polyreward.grouped import factorize
 
-TEXTS = ("completion_hash", "completion", "response", "output", "text")
 LOST_TEXTS = 0.25
 LOST_ENTROPY = 0.6
 WINDOWS = 12
@@ -29,7 +26,11 @@ def check_diversity(evidence: Evidence) -> CheckResult:
         return CheckResult(not_checked={what: "no column 'step' with at least six distinct steps"})
     measures = _measures(evidence)
     if not measures:
-        return CheckResult(not_checked={what: f"no column among {', '.join((*TEXTS, 'embedding', 'entropy', 'logp'))}"})
+        return CheckResult(
+            not_checked={
+                what: f"no column among {', '.join(('completion_hash', *TEXTS, 'embedding', 'entropy', 'logp'))}"
+            }
+        )
     first, last = evidence.thirds
     tests, rows = [], []
     for name, (sums, counts, threshold, words) in measures.items():
@@ -44,8 +45,7 @@ def check_diversity(evidence: Evidence) -> CheckResult:
         finding = Finding(
             "loss of diversity", "warning", name, estimate.value, (low, high),
             f"{words} falls by {estimate.value:.0%} over the steps (95 % interval {low:.0%} to {high:.0%}), from "
-            f"{early:.2f} to "
-            f"{late:.2f}: the policy gives ever more alike answers.",
+            f"{early:.2f} to {late:.2f}: the policy gives ever more alike answers.",
             "entropy-shaping",
         )  # fmt: skip
         tests.append(Tested(estimate.above(threshold), finding))
@@ -58,7 +58,7 @@ def check_diversity(evidence: Evidence) -> CheckResult:
 def _measures(evidence: Evidence) -> dict[str, tuple[np.ndarray, np.ndarray, float, str]]:
     """Per measure: sums and counts by group, the drop that matters, and its name in words."""
     measures: dict[str, tuple[np.ndarray, np.ndarray, float, str]] = {}
-    text = next((name for name in TEXTS if evidence.column(name) is not None), None)
+    text = next((name for name in ("completion_hash", *TEXTS) if evidence.column(name) is not None), None)
     real = evidence.sizes > 1
     if text is not None:
         distinct = _distinct(evidence, text)

@@ -1,71 +1,31 @@
-"""The log laid out for the checks: rows sorted by group as NumPy arrays, and estimates with intervals.
+"""The log laid out for the checks: NumPy arrays sorted by group, with group sums, ranks, tasks, steps and strata.
 
-Groups are the independent units: rollouts of one prompt share it. Every quantity of a check is therefore a function of
-sums over groups, and its standard error is a delete-one-block jackknife over groups (groups are dealt at random, with a
-fixed seed, into at most 400 blocks; with fewer groups each is a block). Intervals and tests use Student's t. Tests are
-tests of a minimum effect: the null hypothesis is "at most `threshold`", not "zero", so a large log does not turn
-a negligible effect into a warning.
+Every figure of a check is a function of sums over groups, so that its error can be had by leaving groups out
+(`polyreward.audit.diagnose.estimates`). Large logs deal their groups into 400 blocks, at random with a fixed seed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-from scipy import stats
+import torch
 from torch import Tensor
 
+from polyreward.audit.diagnose.estimates import Estimate, Figure, jackknife
+from polyreward.audit.diagnose.reference import find_reference
 from polyreward.batch import RewardBatch
 from polyreward.errors import InvalidInputError, MissingColumnError, nearest
 from polyreward.grouped import Segments, factorize
 
 BLOCKS = 400
-REFERENCE_WORDS = (
-    "held_out",
-    "heldout",
-    "held-out",
-    "verifier",
-    "verified",
-    "ground_truth",
-    "correct",
-    "accuracy",
-    "exact_match",
-    "exact",
-    "solved",
-    "task_score",
-)
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A figure with its standard error and degrees of freedom."""
-
-    value: float
-    error: float
-    freedom: float
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """95 % interval; infinite when there are too few groups to tell."""
-        if not np.isfinite(self.value) or not np.isfinite(self.error) or self.freedom < 1:
-            return float("-inf"), float("inf")
-        reach = float(stats.t.ppf(0.975, self.freedom)) * self.error
-        return self.value - reach, self.value + reach
-
-    def above(self, threshold: float) -> float:
-        """p-value of the null hypothesis that the quantity is at most `threshold`."""
-        if not np.isfinite(self.value) or not np.isfinite(self.error) or self.freedom < 4:
-            return 1.0
-        if self.error <= 1e-12 * max(1.0, abs(self.value)):
-            return 0.0 if self.value > threshold else 1.0
-        return float(stats.t.sf((self.value - threshold) / self.error, self.freedom))
-
-    def below(self, threshold: float) -> float:
-        """p-value of the null hypothesis that the quantity is at least `threshold`."""
-        return Estimate(-self.value, self.error, self.freedom).above(-threshold)
+FEWEST_STEPS = 6
+LENGTHS = ("length", "completion_length", "response_length", "completion_tokens", "response_tokens", "num_tokens")
+TEXTS = ("completion", "response", "output", "text")
+NO_VALUE = "(none)"
+"""Label of rows without a task or stratum."""
 
 
 class Evidence:
@@ -94,7 +54,7 @@ class Evidence:
         if len(batch) == 0:
             raise InvalidInputError("the log has no rows")
         self.batch, self.names = batch, batch.names
-        codes = batch.segments("group").codes.cpu().numpy()
+        codes = _within_steps(batch)
         self.order = np.argsort(codes, kind="stable")
         ordered = codes[self.order]
         fresh = np.empty(len(ordered), dtype=bool)
@@ -108,12 +68,15 @@ class Evidence:
         self.complete = bool(self.valid.all())
         self.values = rewards if self.complete else np.where(self.valid, rewards, 0.0)
         self.weights = _weights(weights, batch.names)
+        for name in (task if task != "task" else None, stratum):
+            if name is not None and name not in batch.columns:
+                raise MissingColumnError(f"the log has no column {name!r}{nearest(name, batch.columns)}")
         self.task_name = task
         stratum = stratum or next((name for name in ("stratum", "tool_calls") if name in batch.columns), "stratum")
         self.stratum_name = stratum
-        self.reference = _reference(reference, batch)
         self._columns: dict[str, Any] = {}
         self._reward_ranks: dict[int, np.ndarray] = {}
+        self.reference = find_reference(self, reference)
 
     def sum(self, values: np.ndarray) -> np.ndarray:
         """Sum over the rows of each group: (N, ...) -> (groups, ...)."""
@@ -129,6 +92,20 @@ class Evidence:
         mean = self.sum(values * valid) / np.maximum(self.sum(valid), 1)
         return (values - mean[self.group]) * valid
 
+    def range(self, values: np.ndarray, valid: np.ndarray) -> np.ndarray:
+        """Largest less smallest valid value of each group, (groups,); 0 where there is none."""
+        high = np.maximum.reduceat(np.where(valid, values, -np.inf), self.starts)
+        low = np.minimum.reduceat(np.where(valid, values, np.inf), self.starts)
+        return np.where(high >= low, high, 0.0) - np.where(high >= low, low, 0.0)
+
+    def median(self, values: np.ndarray, valid: np.ndarray) -> np.ndarray:
+        """Median of the valid values of each group, (groups,); 0 where there is none."""
+        # what does not apply goes to the end of its group
+        ordered = values[np.lexsort((np.where(valid, values, np.inf), self.group))]
+        count = self.sum(valid).astype(int)
+        low, high = (self.starts + np.maximum(k, 0) for k in ((count - 1) // 2, count // 2))
+        return np.where(count > 0, (ordered[low] + ordered[np.where(count > 0, high, low)]) / 2, 0.0)
+
     def column(self, name: str) -> np.ndarray | None:
         """A column in the order of the rows here, or None."""
         if name not in self.batch.columns:
@@ -140,31 +117,64 @@ class Evidence:
         return self._columns[name]
 
     def numbers(self, name: str) -> np.ndarray | None:
-        """A numeric column as float64 (N,), or None if it is absent, not numeric, or holds NaN only."""
+        """A numeric column as float64 (N,), NaN where it has no value; None if it is absent or not numeric."""
         values = self.column(name)
-        if values is None or values.dtype.kind not in "iufb" or values.ndim != 1:
+        if values is None or values.ndim != 1:
             return None
-        values = values.astype(np.float64)
+        if values.dtype.kind == "O" and any(isinstance(value, str) for value in values[:100]):
+            return None
+        try:
+            values = values.astype(np.float64)
+        except (TypeError, ValueError):
+            return None
         return values if np.isfinite(values).any() else None
 
     def ids(self, name: str) -> Segments | None:
-        """A column as a partition of the rows, or None."""
+        """A column as a partition of the rows, those without a value together; None without the column."""
         values = self.column(name)
-        if values is None:
+        if values is None or values.ndim != 1:
             return None
-        if values.dtype.kind == "f" and np.all(np.isfinite(values)) and np.all(values == np.round(values)):
-            values = values.astype(np.int64)
+        if values.dtype.kind == "f":
+            known = np.isfinite(values)
+            if known.all() and np.array_equal(values, np.round(values)):
+                values = values.astype(np.int64)
+            else:
+                values = np.array(
+                    [f"{v:g}" if k else NO_VALUE for v, k in zip(values, known, strict=True)], dtype=object
+                )
+        elif values.dtype.kind == "O":
+            values = np.array([NO_VALUE if v is None or v != v else v for v in values.tolist()], dtype=object)
         dense = factorize(values, name=f"column {name!r}")
         present, codes = np.unique(dense.codes.numpy(), return_inverse=True)
-        import torch
-
         return Segments(torch.from_numpy(codes), len(present), [dense.label(int(code)) for code in present])
+
+    @cached_property
+    def length(self) -> tuple[str, np.ndarray] | None:
+        """Name and values of the length of the responses: a column, else the number of characters of the text."""
+        for name in LENGTHS:
+            values = self.numbers(name)
+            if values is not None:
+                return name, values
+        for name in TEXTS:
+            texts = self.column(name)
+            if texts is not None and texts.dtype.kind == "O" and any(isinstance(t, str) for t in texts[:100]):
+                lengths = (len(t) if isinstance(t, str) else np.nan for t in texts.tolist())
+                return f"characters of {name!r}", np.fromiter(lengths, np.float64, len(texts))
+        return None
 
     def reward_ranks(self, k: int) -> np.ndarray:
         """`ranks` of a reward that applies everywhere, computed once."""
         if k not in self._reward_ranks:
             self._reward_ranks[k] = self.ranks(self.values[:, k])
         return self._reward_ranks[k]
+
+    @cached_property
+    def reference_values(self) -> np.ndarray | None:
+        """The trusted reward as float64 (N,), NaN where it does not apply; None without one."""
+        if self.reference in self.names:
+            k = self.names.index(self.reference)
+            return np.where(self.valid[:, k], self.values[:, k], np.nan)
+        return None if self.reference is None else self.numbers(self.reference)
 
     @cached_property
     def centred(self) -> np.ndarray:
@@ -212,51 +222,41 @@ class Evidence:
         if self.steps is None:
             return None
         distinct = np.unique(self.steps)
-        if len(distinct) < 6:
+        if len(distinct) < FEWEST_STEPS:
             return None
         third = len(distinct) // 3
         return self.steps <= distinct[third - 1], self.steps >= distinct[-third]
 
     @cached_property
-    def block(self) -> np.ndarray:
-        """Block of each group, (groups,), dealt at random with a fixed seed."""
+    def block(self) -> np.ndarray | None:
+        """Block of each group, (groups,), dealt at random with a fixed seed; None: each group is one."""
         if self.groups <= BLOCKS:
-            return np.arange(self.groups)
+            return None
         return np.random.default_rng(0).permutation(self.groups) % BLOCKS
 
+    @cached_property
+    def step_block(self) -> np.ndarray:
+        """Block of the step of each group, (groups,): the steps, or stretches of them when there are very many."""
+        assert self.steps is not None
+        distinct, code = np.unique(self.steps, return_inverse=True)
+        return code * min(BLOCKS, len(distinct)) // len(distinct)
+
     def estimate(
-        self, statistics: np.ndarray, figure: Callable[[np.ndarray], np.ndarray], within: np.ndarray | None = None
+        self, statistics: np.ndarray, figure: Figure, within: np.ndarray | None = None, by_step: bool = False
     ) -> Estimate:
-        """`figure` of the summed per-group `statistics`, with its jackknife error.
+        """`jackknife` over blocks of groups (or over steps) of per-group `statistics` (groups, M).
 
         Parameters
         ----------
-        statistics : (groups, M)
-        figure : function of sums (..., M) -> (...)
         within : bool (groups,), optional
             Groups that take part.
+        by_step : bool
+            Blocks are steps: for figures about trends, because groups of one step share the policy that made them.
         """
+        block = self.step_block if by_step else self.block
         if within is not None:
-            statistics = statistics[within]
-        block = self.block if within is None else self.block[within]
-        if len(statistics) == 0:
-            return Estimate(float("nan"), float("nan"), 0)
-        if len(statistics) <= BLOCKS:
-            parts = statistics
-        else:
-            parts = np.stack([np.bincount(block, column, BLOCKS) for column in statistics.T], axis=1)
-        whole = parts.sum(axis=0)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            value = float(figure(whole))
-            left_out = figure(whole - parts)
-        left_out = left_out[np.isfinite(left_out)]
-        number = len(left_out)
-        if number < 2:
-            return Estimate(value, float("nan"), 0)
-        error = float(np.sqrt((number - 1) / number * np.sum((left_out - left_out.mean()) ** 2)))
-        # the groups that can move the figure decide how far the t distribution may be trusted
-        moving = int(np.count_nonzero(np.any(parts != 0, axis=1)))
-        return Estimate(value, error, min(number, moving) - 1)
+            statistics, block = statistics[within], None if block is None else block[within]
+        return jackknife(statistics, figure, block if by_step or len(statistics) > BLOCKS else None)
 
     def ranks(self, values: np.ndarray) -> np.ndarray:
         """Mean ranks inside each group, less their mean, float64 (N,)."""
@@ -272,28 +272,21 @@ class Evidence:
         return self.center(ranks)
 
 
-def ratio(top: int = 0, bottom: int = 1) -> Callable[[np.ndarray], np.ndarray]:
-    """The figure "sum `top` over sum `bottom`"."""
-    return lambda sums: sums[..., top] / sums[..., bottom]
+def _within_steps(batch: RewardBatch) -> np.ndarray:
+    """Codes of the groups, (N,); a prompt that is drawn again at another step is another group."""
+    codes = batch.segments("group").codes.cpu().numpy()
+    step = batch.columns.get("step")
+    if not isinstance(step, Tensor) or step.ndim != 1 or bool(torch.isnan(step.double()).any()):
+        return codes
+    steps = np.unique(step.detach().cpu().numpy(), return_inverse=True)[1]
+    return np.unique(codes * (int(steps.max()) + 1) + steps, return_inverse=True)[1]
 
 
 def _weights(weights: Mapping[str, float] | None, names: tuple[str, ...]) -> np.ndarray:
     given = dict(weights or {})
-    for name in given:
+    for name, weight in given.items():
         if name not in names:
             raise MissingColumnError(f"a weight names reward {name!r}{nearest(name, names)}")
+        if not np.isfinite(weight):
+            raise InvalidInputError(f"the weight of reward {name!r} is {weight}; expected a finite number")
     return np.array([float(given.get(name, 1.0)) for name in names])
-
-
-def _reference(name: str | None, batch: RewardBatch) -> str | None:
-    """The trusted reward: what the caller names, else a reward or column whose name says so."""
-    known = [*batch.names, *batch.columns]
-    if name is not None:
-        if name not in known:
-            raise MissingColumnError(f"the reference {name!r} is neither a reward nor a column{nearest(name, known)}")
-        return name
-    for word in REFERENCE_WORDS:
-        for candidate in known:
-            if word in candidate.lower():
-                return candidate
-    return None

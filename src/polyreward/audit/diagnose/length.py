@@ -3,8 +3,7 @@
 The figure is the partial rank correlation of reward and response length inside groups given the trusted reward:
 ``(r_xy - r_xz r_yz) / sqrt((1 - r_xz^2)(1 - r_yz^2))`` of the pooled within-group rank correlations. Without a trusted
 reward a correlation with length may be deserved, so it is then reported as information only. A reward that is named
-after
-length or cost depends on it by intent.
+after length or cost depends on it by intent.
 """
 
 from __future__ import annotations
@@ -12,7 +11,8 @@ from __future__ import annotations
 import numpy as np
 
 from polyreward.audit.diagnose.conflict import masked_ranks
-from polyreward.audit.diagnose.evidence import Estimate, Evidence
+from polyreward.audit.diagnose.estimates import Estimate
+from polyreward.audit.diagnose.evidence import Evidence
 from polyreward.audit.diagnose.findings import CheckResult, Finding, Table, Tested
 
 DEPENDENCE = 0.3
@@ -20,11 +20,11 @@ INTENDED = ("length", "brevity", "concise", "cost", "short", "token", "overlong"
 
 
 def check_length(evidence: Evidence) -> CheckResult:
-    """Partial rank correlation of every reward with the column ``length``."""
-    length = evidence.numbers("length")
-    if length is None:
-        return CheckResult(not_checked={"length dependence": "no numeric column 'length'"})
-    reference = reference_values(evidence)
+    """Partial rank correlation of every reward with the length of the response."""
+    if evidence.length is None:
+        return CheckResult(not_checked={"length dependence": "no numeric column 'length', and no text to measure"})
+    measure, length = evidence.length
+    reference = evidence.reference_values
     known = np.isfinite(length)
     tests, notes, rows = [], [], []
     everywhere = bool(known.all()) and (reference is None or bool(np.isfinite(reference).all()))
@@ -48,29 +48,18 @@ def check_length(evidence: Evidence) -> CheckResult:
             continue
         rows.append((name, plain.value, partial.value if control is not None else None, *partial.interval))
         finding = _finding(name, partial, evidence.reference if control is not None else None)
-        p = min(1.0, 2 * min(partial.above(DEPENDENCE), partial.below(-DEPENDENCE)))
+        p = partial.beyond(DEPENDENCE, DEPENDENCE / 2)
         if finding.severity == "info":
             if p < 0.01:
                 notes.append(finding)
         else:
             tests.append(Tested(p, finding))
     headers = ("reward", "rank correlation with length", "given the trusted reward", "low", "high")
-    table = Table("Rewards and length", headers, tuple(rows))
+    table = Table(f"Rewards and length ({measure})", headers, tuple(rows))
     reason = {}
     if reference is None:
         reason["length dependence beyond correctness"] = "no trusted reward: name one with --reference"
     return CheckResult(tests, notes, {"length": table}, reason)
-
-
-def reference_values(evidence: Evidence) -> np.ndarray | None:
-    """The trusted reward as float64 (N,), NaN where it does not apply; None without one."""
-    name = evidence.reference
-    if name is None:
-        return None
-    if name in evidence.names:
-        k = evidence.names.index(name)
-        return np.where(evidence.valid[:, k], evidence.values[:, k], np.nan)
-    return evidence.numbers(name)
 
 
 def _correlations(
@@ -103,7 +92,6 @@ def _finding(name: str, estimate: Estimate, reference: str | None) -> Finding:
     return Finding(
         "length dependence", "warning" if reference and not intended else "info", name, estimate.value, (low, high),
         f"{name!r} prefers {word} responses{beyond}: rank correlation {estimate.value:.2f} inside groups (95 % "
-        f"interval {low:.2f} to "
-        f"{high:.2f}){tail if reference or intended else '.'}",
+        f"interval {low:.2f} to {high:.2f}){tail if reference or intended else '.'}",
         "" if intended else "length-shaping",
     )  # fmt: skip

@@ -1,33 +1,28 @@
-"""The what-if: one chain that answers all findings, and how the update changes with it.
+"""The what-if: how the update changes with the transform that answers all findings.
 
-The suggested chain is built from the presets: per-reward normalisation (GDPO) for drowned or collapsing rewards,
-blended
-with normalisation inside strata for cross-stratum bias, a moving scale per task for differences of scale, Gaussian
-normalisation for heavy tails and skew. Advantages before and after are computed step by step, as training does, on up
-to
-100,000 rollouts of evenly spaced steps.
+Advantages before and after are computed step by step, as training does, on up to 100,000 rollouts of evenly spaced
+steps, and compared by reward, task and stratum.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
-from polyreward.advantages.parts import Center, Scale, WeightedSum
-from polyreward.advantages.transform import Transform, blend, chain, compute_advantages
+from polyreward.advantages.presets import grpo
+from polyreward.advantages.transform import Transform, compute_advantages
 from polyreward.audit.diagnose.collapse import TOLERANCE, fingerprint, same_pairs
+from polyreward.audit.diagnose.evidence import Evidence
 from polyreward.audit.diagnose.findings import Finding, Table
+from polyreward.audit.diagnose.suggestion import suggest
 from polyreward.batch import RewardBatch
 
-if TYPE_CHECKING:
-    from polyreward.audit.diagnose.evidence import Evidence
-
 ROWS = 100_000
-STRATA_BLEND = 0.8
 
 
 @dataclass(frozen=True)
@@ -62,127 +57,18 @@ class WhatIf:
     tables: Mapping[str, Table]
 
 
-@dataclass(frozen=True)
-class Suggestion:
-    """A transform with the code that builds it and its recipe lines."""
-
-    transform: Transform
-    code: str
-    recipe: str
-
-
-def suggest(findings: Sequence[Finding], evidence: Evidence) -> Suggestion | None:
-    """One chain that answers every finding about the advantages; None when no finding is about them."""
-    from polyreward.advantages import presets
-
-    kinds = {finding.kind for finding in findings if finding.severity != "info"}
-    each = bool(kinds & {"drowned", "collapse"})
-    strata, scale, shape = "cross-stratum bias" in kinds, "scale" in kinds, bool(kinds & {"heavy tail", "skew"})
-    weights = (
-        None if np.all(evidence.weights == 1) else dict(zip(evidence.names, evidence.weights.tolist(), strict=True))
-    )
-    by, task = evidence.stratum_name, evidence.task_name
-    given = f"weights={weights!r}" if weights else ""
-    with_task = evidence.tasks is not None
-    if not (each or strata or scale or shape):
-        return None
-    if strata and not each:
-        code = f"stratified_grpo({_arguments(f'blend={STRATA_BLEND}', f'by={by!r}', given)})"
-        stratified = presets.stratified_grpo(blend=STRATA_BLEND, by=by, **_weights(weights))
-        if not (scale or shape):
-            recipe = f'[advantage]\npreset = "stratified-grpo"\noptions = {{ blend = {STRATA_BLEND}, by = "{by}" }}'
-            return Suggestion(
-                stratified, f"from polyreward.advantages.presets import stratified_grpo\n\nadvantage = {code}", recipe
-            )
-    if each or strata:
-        sum_code = f"WeightedSum({weights!r})" if weights else "WeightedSum()"
-        inside = ("group", by)
-        scale_by = (task,) if scale and with_task else None
-
-        def one(keys: str | tuple[str, ...]) -> tuple[Transform, str]:
-            divisor: str | tuple[str, ...] = scale_by[0] if scale_by else keys
-            # population deviation, so that a stratum of one comes out as 0
-            scale_part = Scale(divisor) if keys == "group" else Scale(divisor, ddof=0)
-            scale_code = f"Scale({divisor!r})" if keys == "group" else f"Scale({divisor!r}, ddof=0)"
-            if each:
-                part = chain(Center(keys), scale_part, WeightedSum(weights))
-                return part, f"chain(Center({keys!r}), {scale_code}, {sum_code})"
-            part = chain(WeightedSum(weights), Center(keys), scale_part)
-            return part, f"chain({sum_code}, Center({keys!r}), {scale_code})"
-
-        plain, plain_code = one("group")
-        names = "from polyreward.advantages.parts import Center, Scale, WeightedSum\n"
-        if strata:
-            san, san_code = one(inside)
-            mixture = blend(STRATA_BLEND * san, (1 - STRATA_BLEND) * plain)
-            code = f"blend(\n    {STRATA_BLEND} * {san_code},\n    {1 - STRATA_BLEND:.1f} * {plain_code},\n)"
-            recipe = (
-                "# a recipe's chain has no blend: give the advantage in Python, or take the part for strata alone\n"
-                f'[advantage]\npreset = "stratified-grpo"\noptions = {{ blend = {STRATA_BLEND}, by = "{by}" }}'
-            )
-            return Suggestion(
-                mixture,
-                f"{names}from polyreward.advantages.transform import blend, chain\n\nadvantage = {code}",
-                recipe,
-            )
-        if scale_by:
-            recipe = (
-                "[advantage]\nchain = [\n"
-                f'  {{ part = "Center", by = "group" }},\n  {{ part = "Scale", by = "{task}" }},\n'
-                '  { part = "WeightedSum" },\n]'
-            )
-            return Suggestion(
-                plain, f"{names}from polyreward.advantages.transform import chain\n\nadvantage = {plain_code}", recipe
-            )
-        code = f"gdpo({given})"
-        return Suggestion(
-            presets.gdpo(**_weights(weights)),
-            f"from polyreward.advantages.presets import gdpo\n\nadvantage = {code}",
-            '[advantage]\npreset = "gdpo"',
-        )
-    name = "gaussian_grpo" if shape else "ema_grpo"
-    key = task if with_task else "batch"
-    code = f"{name}({_arguments(f'by={key!r}', given)})"
-    transform = getattr(presets, name)(by=key, **_weights(weights))
-    recipe = f'[advantage]\npreset = "{name.replace("_", "-")}"\noptions = {{ by = "{key}" }}'
-    return Suggestion(transform, f"from polyreward.advantages.presets import {name}\n\nadvantage = {code}", recipe)
-
-
-def remedy(finding: Finding, evidence: Evidence) -> str:
-    """The line of code or recipe that addresses one finding."""
-    alone = suggest([finding], evidence) if finding.severity != "info" else None
-    if alone is not None:
-        return f"{alone.code}\n\n# recipe\n{alone.recipe}"
-    first = finding.subject.split(" / ")
-    return {
-        "groups without signal": '[curriculum]\nname = "dump"',
-        "conflict": (
-            "# let one reward count only where the other is earned, in place of adding both\n"
-            f"from polyreward.rewards.composition import gate\n\nreward = gate({first[0]}, {first[-1]})"
-        ),
-        "length dependence": (
-            "# reward a length inside bounds of its own, so that the other rewards need not\n"
-            "from polyreward.rewards.length import TrapezoidReward"
-        ),
-        "drift": (
-            f"# trust {finding.subject!r} less: lower its weight, or add {evidence.reference!r} to the sum\n"
-            f'[[rewards]]\nname = "{finding.subject}"\nweight = 0.25'
-        ),
-        "loss of diversity": "# keep the entropy of each task in a band\nfrom polyreward.objectives.entropy import "
-        "EntropyHinge",
-    }.get(finding.kind, "") if finding.severity != "info" else ""  # fmt: skip
-
-
 def what_if(evidence: Evidence, findings: Sequence[Finding], transform: Transform | None = None) -> WhatIf | None:
     """Advantages before and after the suggested chain, compared by task, stratum and reward."""
     suggestion = suggest(findings, evidence)
     if suggestion is None:
         return None
-    from polyreward.advantages import presets
-
-    weights = dict(zip(evidence.names, evidence.weights.tolist(), strict=True))
-    present = transform or presets.grpo(**_weights(None if np.all(evidence.weights == 1) else weights))
-    parts = _steps(evidence)
+    # a copy: a transform with memory must not take in this log
+    present = copy.deepcopy(transform) or grpo(dict(zip(evidence.names, evidence.weights.tolist(), strict=True)))
+    columns = dict(evidence.batch.columns) if transform else {}
+    for name in (evidence.task_name, evidence.stratum_name):
+        labels = _labels(evidence, name)
+        columns |= {} if labels is None else {name: labels}
+    parts = _steps(evidence, columns)
     before = torch.cat([compute_advantages(present, part) for part in parts]).double().numpy()
     after = torch.cat([compute_advantages(suggestion.transform, part) for part in parts]).double().numpy()
     moved = (before != 0) & (after != 0)
@@ -192,15 +78,12 @@ def what_if(evidence: Evidence, findings: Sequence[Finding], transform: Transfor
     groups = np.concatenate([p.segments("group").codes.numpy() + o for p, o in zip(parts, offset, strict=True)])
     tables = {"reward": _by_reward(evidence, rewards, groups, before, after)}
     for name, title in ((evidence.task_name, "task"), (evidence.stratum_name, "stratum")):
-        if name in evidence.batch.columns:
+        if name in parts[0].columns:
             labels = np.concatenate([np.asarray(part.columns[name]).astype(str) for part in parts])
             tables[title] = _by_label(title, labels, before, after)
-    curriculum = '\n\n[curriculum]\nname = "dump"' if any(
-        f.kind == "groups without signal" and f.severity != "info" for f in findings
-    ) else ""  # fmt: skip
     return WhatIf(
-        suggestion.code,
-        suggestion.recipe + curriculum,
+        suggestion.code(),
+        suggestion.recipe(),
         len(before),
         len(parts),
         float(before @ after / norm) if norm else 0.0,
@@ -218,26 +101,37 @@ def _lost(evidence: Evidence, rewards: np.ndarray, groups: np.ndarray, advantage
     return float(np.clip(by_advantage - by_vector, 0, None).sum() / max(told_apart.sum(), 1.0))
 
 
-def _steps(evidence: Evidence) -> list[RewardBatch]:
-    """The log as one batch a step (rows in the order of `evidence`), thinned to about `ROWS` rollouts."""
-    batch, names = evidence.batch, (evidence.task_name, evidence.stratum_name)
-    slim = RewardBatch(
-        batch.rewards.detach().cpu(),
-        batch.names,
-        batch.segments("group"),
-        {n: batch.columns[n] for n in names if n in batch.columns},
-    )
-    if evidence.steps is None:
-        use = np.arange(min(evidence.groups, max(1, int(ROWS / evidence.sizes.mean()))))
-        return [_compact(slim.select(evidence.order[np.isin(evidence.group, use)]))]
-    distinct, code = np.unique(evidence.steps, return_inverse=True)
+def _steps(evidence: Evidence, columns: Mapping[str, Any]) -> list[RewardBatch]:
+    """The log as one batch a step, in the order of `evidence`, thinned to whole groups of about `ROWS` rollouts."""
+    batch = evidence.batch
+    slim = RewardBatch(batch.rewards.detach().cpu(), batch.names, batch.segments("group"), columns)
+    step = np.zeros(evidence.groups) if evidence.steps is None else evidence.steps
+    distinct, code = np.unique(step, return_inverse=True)
     wanted = max(1, min(len(distinct), int(ROWS / max(len(batch) / len(distinct), 1))))
     chosen = np.unique(np.linspace(0, len(distinct) - 1, wanted).round().astype(int))
-    row_step = code[evidence.group]
-    order = np.argsort(row_step, kind="stable")
-    edges = np.searchsorted(row_step[order], np.arange(len(distinct) + 1))
-    most = max(1, int(ROWS / len(chosen)))
-    return [_compact(slim.select(evidence.order[np.sort(order[edges[s] : edges[s + 1]])[:most]])) for s in chosen]
+    parts = []
+    for s in chosen:
+        groups = np.flatnonzero(code == s)
+        fits = np.cumsum(evidence.sizes[groups]) <= max(ROWS / len(chosen), evidence.sizes[groups[0]])
+        first, sizes = evidence.starts[groups[fits]], evidence.sizes[groups[fits]].astype(int)
+        rows = np.repeat(first - np.cumsum(sizes) + sizes, sizes) + np.arange(sizes.sum())
+        parts.append(_compact(slim.select(evidence.order[rows])))
+    return parts
+
+
+def _labels(evidence: Evidence, name: str) -> np.ndarray | None:
+    """A column of ids in the order of the batch, with a label where it has no value."""
+    ids = evidence.ids(name)
+    if ids is None:
+        return None
+    labels = [ids.label(code) for code in range(ids.count)]
+    numbers = all(isinstance(label, int | np.integer) for label in labels)
+    table = np.array(labels if numbers else [str(label) for label in labels], dtype=np.int64 if numbers else object)
+    column = np.empty(len(evidence.batch), dtype=table.dtype)
+    codes = ids.codes.numpy()
+    # a group has the task of its first sample, as in the checks
+    column[evidence.order] = table[codes[evidence.starts][evidence.group] if name == evidence.task_name else codes]
+    return column
 
 
 def _compact(batch: RewardBatch) -> RewardBatch:
@@ -290,11 +184,3 @@ def _by_label(title: str, labels: np.ndarray, before: np.ndarray, after: np.ndar
         "sign flips",
     )
     return Table(f"The update by {title} (share of squared advantages)", headers, tuple(rows))
-
-
-def _weights(weights: Mapping[str, float] | None) -> dict[str, Any]:
-    return {"weights": weights} if weights else {}
-
-
-def _arguments(*arguments: str) -> str:
-    return ", ".join(argument for argument in arguments if argument)
