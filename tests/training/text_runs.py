@@ -118,7 +118,7 @@ def trainer(
 
 def history(run: Any) -> list[dict[str, float]]:
     """What the run logged at each step, without what the machine's speed decides."""
-    timed = ("time", "per_second", "runtime", "profiling")
+    timed = ("time", "per_second", "runtime", "profiling", "seconds")
     return [
         {k: v for k, v in entry.items() if not any(word in k for word in timed)}
         for entry in run.state.log_history
