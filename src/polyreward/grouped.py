@@ -142,6 +142,8 @@ class Segments:
         if values.ndim == 1:
             return self.codes, torch.Size((self.count,))
         width = values.shape[1]
+        if width == 1:
+            return self.codes, torch.Size((self.count, 1))
         if width not in self._cells:
             columns = torch.arange(width, device=self.codes.device)
             self._cells[width] = (self.codes.unsqueeze(1) * width + columns).reshape(-1)
@@ -211,7 +213,7 @@ def cross(first: Segments, second: Segments) -> Segments:
     if len(first) != len(second):
         raise InvalidInputError(f"partitions of {len(first)} and {len(second)} rows cannot be crossed")
     width = max(second.count, 1)
-    codes, keys = _dense(first.codes * width + second.codes)
+    codes, keys = _dense(torch.add(second.codes, first.codes, alpha=width))
     return Segments(codes, len(keys), _CrossLabels(first, second, keys, width))
 
 
