@@ -1,4 +1,4 @@
-"""Heterogeneous rewards: score, combine, normalise, optimise, steer by and audit rewards that differ in kind and scale."""
+"""Heterogeneous rewards: score, combine, normalise, optimise, steer by and audit rewards of different kind."""
 
 from __future__ import annotations
 

@@ -395,4 +395,3 @@ _FORWARD_INPUTS = (
     "mm_token_type_ids",
     "image_position_ids",
 )
-
