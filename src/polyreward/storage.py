@@ -1,12 +1,16 @@
-"""Files that are written whole or not at all: to a temporary neighbour first, then put in place by an atomic rename."""
+"""Files that are written whole or not at all: to a temporary neighbour first, then put in place by an atomic rename.
+
+Beside them, plain data as TOML, which the standard library reads and does not write.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,3 +66,23 @@ def write_parquet(table: Any, path: str | Path) -> Path:
     import pyarrow.parquet as pq
 
     return write_atomically(path, lambda target: pq.write_table(table, target))
+
+
+def toml_value(value: Any) -> str:
+    """Plain data (text, numbers, booleans, lists, mappings) as a TOML value; lists of tables over several lines."""
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{toml_key(k)} = {toml_value(v)}" for k, v in value.items()) + " }" if value else "{}"
+    if isinstance(value, list | tuple):
+        items = [toml_value(item) for item in value]
+        if any(isinstance(item, Mapping) for item in value):
+            return "[\n" + "".join(f"  {item.replace(chr(10), chr(10) + '  ')},\n" for item in items) + "]"
+        return "[" + ", ".join(items) + "]"
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    # DEL is the one character that JSON leaves as it is and TOML does not
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def toml_key(key: str) -> str:
+    """A key of a TOML table, quoted where it must be."""
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else toml_value(key)

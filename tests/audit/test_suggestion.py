@@ -14,8 +14,9 @@ from polyreward.audit.diagnose import diagnose
 from polyreward.audit.diagnose.evidence import Evidence
 from polyreward.audit.diagnose.findings import Finding
 from polyreward.audit.diagnose.remedies import remedy
-from polyreward.audit.diagnose.suggestion import suggest, toml
+from polyreward.audit.diagnose.suggestion import suggest
 from polyreward.batch import RewardBatch
+from polyreward.storage import toml_value
 from polyreward.tasks.synthetic_logs import PROBLEMS, clean, planted
 from polyreward.training.parts import make_advantage
 from polyreward.training.recipe import RewardSection, load_recipe
@@ -51,7 +52,7 @@ def built_by_code(code):
 
 def section_of(recipe, evidence, folder):
     rewards = "".join(
-        f"[[rewards]]\nname = {toml(name)}\nweight = {weight}\n"
+        f"[[rewards]]\nname = {toml_value(name)}\nweight = {weight}\n"
         for name, weight in zip(evidence.names, evidence.weights.tolist(), strict=True)
     )
     (folder / "recipe.toml").write_text(f"{rewards}\n{RECIPE}\n{recipe}\n", encoding="utf-8")
@@ -146,7 +147,7 @@ def test_every_remedy_runs(problem, tmp_path):
             rewards = list({entry["name"]: entry for entry in rewards}.values())
             for entry in rewards:
                 RewardSection(**entry)
-            lines = "".join(f"[[rewards]]\nname = {toml(entry['name'])}\n" for entry in rewards)
+            lines = "".join(f"[[rewards]]\nname = {toml_value(entry['name'])}\n" for entry in rewards)
             rest = recipe if "[[rewards]]" not in recipe else ""
             (tmp_path / "recipe.toml").write_text(f"{lines}{RECIPE}{rest}\n")
             load_recipe(tmp_path / "recipe.toml")

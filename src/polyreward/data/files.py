@@ -144,7 +144,7 @@ def _json_lines(path: Path, keep: Keep | None, slim: Slim, unfinished: bool) -> 
             if not line.strip():
                 continue
             try:
-                rows.append(_json_object(line, f"{path}, line {number}"))
+                rows.append(json_object(line, f"{path}, line {number}"))
             except UnfinishedError:
                 if not unfinished:
                     raise
@@ -158,7 +158,8 @@ def _json_lines(path: Path, keep: Keep | None, slim: Slim, unfinished: bool) -> 
     return concatenate(tables, f"the lines of {path}")
 
 
-def _json_object(line: bytes, where: str) -> dict[str, Any]:
+def json_object(line: bytes, where: str) -> dict[str, Any]:
+    """One line of a JSON-lines file as a dict; the errors of `read_file` name `where`."""
     ended = line.endswith(b"\n")
     try:
         row = json.loads(line.decode("utf-8-sig"))

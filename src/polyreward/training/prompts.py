@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from polyreward.data.files import json_object
 from polyreward.errors import InvalidInputError, MissingColumnError, MissingFileError, nearest
 from polyreward.tasks.mixture import Family, rows
 from polyreward.training.recipe import ColumnsSection, Recipe
@@ -128,16 +129,11 @@ def _read(path: str | Path, split: str) -> list[Row]:
 def _read_jsonl(file: Path) -> list[Row]:
     table: list[Row] = []
     expected: set[str] = set()
-    with file.open(encoding="utf-8") as stream:
+    with file.open("rb") as stream:
         for number, line in enumerate(stream, start=1):
             if not line.strip():
                 continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise InvalidInputError(f"{file}, line {number}: not valid JSON ({error.msg})") from error
-            if not isinstance(row, dict):
-                raise InvalidInputError(f"{file}, line {number}: expected a JSON object, found {type(row).__name__}")
+            row = json_object(line, f"{file}, line {number}")
             expected = expected or set(row)
             if set(row) != expected:
                 odd = sorted(set(row) ^ expected)

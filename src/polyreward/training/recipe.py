@@ -18,7 +18,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from polyreward.errors import InvalidInputError, MissingFileError, UnknownNameError, nearest
-from polyreward.storage import write_text
+from polyreward.storage import toml_key, toml_value, write_text
 
 _FORMS = ("preset", "chain", "blend")  # of an advantage
 
@@ -337,33 +337,13 @@ def to_toml(values: dict[str, Any]) -> str:
 
 def _table(values: dict[str, Any], path: tuple[str, ...], lines: list[str]) -> None:
     if path:
-        lines += ["", f"[{'.'.join(_key(part) for part in path)}]"]
+        lines += ["", f"[{'.'.join(toml_key(part) for part in path)}]"]
     tables = {key: value for key, value in values.items() if isinstance(value, dict)}
     for key, value in values.items():
         if key not in tables:
-            lines.append(f"{_key(key)} = {_value(value)}")
+            lines.append(f"{toml_key(key)} = {toml_value(value)}")
     for key, value in tables.items():
         _table(value, (*path, key), lines)
-
-
-def _key(key: str) -> str:
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _value(key)
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int | float):
-        return repr(value)
-    if isinstance(value, str):
-        import json
-
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    if isinstance(value, list | tuple):
-        several = len(value) > 1 and any(isinstance(item, dict) for item in value)
-        parts = [_value(item) for item in value]
-        return "[\n  " + ",\n  ".join(parts) + ",\n]" if several else "[" + ", ".join(parts) + "]"
-    return "{ " + ", ".join(f"{_key(k)} = {_value(v)}" for k, v in value.items()) + " }" if value else "{}"
 
 
 def _apply(values: dict[str, Any], override: str) -> None:

@@ -12,7 +12,8 @@ import numpy as np
 
 from polyreward.audit.diagnose.evidence import Evidence
 from polyreward.audit.diagnose.findings import Finding
-from polyreward.audit.diagnose.suggestion import suggest, toml
+from polyreward.audit.diagnose.suggestion import suggest
+from polyreward.storage import toml_value
 
 LESS = 0.25
 """Factor of the weight of a reward that has drifted."""
@@ -77,14 +78,14 @@ def _length(finding: Finding, evidence: Evidence) -> str:
     return (
         "# a reward of length itself, flat over usual lengths, so that no other reward has to carry it\n"
         f"from polyreward.rewards.length import TrapezoidReward\n\nreward = TrapezoidReward({arguments})\n\n"
-        f'# or in a recipe\n[[rewards]]\nname = "length"\nuse = "trapezoid_reward"\noptions = {toml(options)}'
+        f'# or in a recipe\n[[rewards]]\nname = "length"\nuse = "trapezoid_reward"\noptions = {toml_value(options)}'
     )
 
 
 def _drift(finding: Finding, evidence: Evidence) -> str:
     name, trusted = finding.subject, evidence.reference
     weight = LESS * float(evidence.weights[evidence.names.index(name)])
-    lines = f"# trust it less\n[[rewards]]\nname = {toml(name)}\nweight = {weight:g}"
+    lines = f"# trust it less\n[[rewards]]\nname = {toml_value(name)}\nweight = {weight:g}"
     if trusted in evidence.names and evidence.reference_values is not None:
         assert trusted is not None
         gated = f"# count it only where the trusted reward is earned\n{_gated(name, trusted, evidence)}"

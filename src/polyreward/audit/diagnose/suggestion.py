@@ -9,8 +9,6 @@ recipe are derived from the transform: evaluating either gives an equal one.
 from __future__ import annotations
 
 import ast
-import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -24,6 +22,7 @@ from polyreward.advantages.parts import Center, Scale, WeightedSum
 from polyreward.advantages.presets import PRESETS
 from polyreward.advantages.transform import Transform, blend, chain
 from polyreward.audit.diagnose.findings import Finding
+from polyreward.storage import toml_value
 
 if TYPE_CHECKING:
     from polyreward.audit.diagnose.evidence import Evidence
@@ -61,7 +60,7 @@ class Suggestion:
     def recipe(self) -> str:
         """The section ``[advantage]`` of a recipe."""
         config = {"preset": self.preset, "options": dict(self.options)} if self.preset else to_config(self.transform)
-        return "\n".join(["[advantage]", *(f"{key} = {toml(value)}" for key, value in config.items() if value)])
+        return "\n".join(["[advantage]", *(f"{key} = {toml_value(value)}" for key, value in config.items() if value)])
 
 
 def suggest(findings: Sequence[Finding], evidence: Evidence) -> Suggestion | None:
@@ -94,23 +93,6 @@ def suggest(findings: Sequence[Finding], evidence: Evidence) -> Suggestion | Non
 
     whole = compare("group")
     return Suggestion(blend(STRATA * compare(("group", evidence.stratum_name)), GROUP * whole) if strata else whole)
-
-
-def toml(value: Any) -> str:
-    """Plain data as a TOML value, lists of tables over several lines."""
-    if isinstance(value, Mapping):
-        return "{ " + ", ".join(f"{_key(key)} = {toml(item)}" for key, item in value.items()) + " }"
-    if isinstance(value, list | tuple):
-        items = [toml(item) for item in value]
-        if any(isinstance(item, Mapping) for item in value):
-            return "[\n" + "".join(f"  {item.replace(chr(10), chr(10) + '  ')},\n" for item in items) + "]"
-        return "[" + ", ".join(items) + "]"
-    # DEL is the one character that JSON leaves as it is and TOML does not
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-
-
-def _key(key: str) -> str:
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else toml(key)
 
 
 def _preset(name: str, options: Mapping[str, Any]) -> Suggestion:

@@ -40,9 +40,8 @@ class Pair:
     def trend(self, which: str, second_half: bool = False) -> Estimate:
         """Change of the means of ``"proxy"``, ``"trusted"`` or their ``"difference"`` over the steps.
 
-        The slope of a line, in deviations of a sample. It has a level for each task, so that a changing mix of tasks is
-        no trend, and
-        is fitted anew without each step.
+        The slope of a line, in deviations of a sample. The line has a level for each task, so that a changing mix of
+        tasks is no trend, and is fitted anew without each step.
         """
         evidence = self.evidence
         if not min(self.deviation.values()):
