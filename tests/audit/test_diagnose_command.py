@@ -54,6 +54,40 @@ def test_json(logs):
     assert low < finding["figure"] < high
 
 
+RECIPE = """
+[tasks]
+families = [{ name = "chain_sum" }]
+[[rewards]]
+name = "reward_2"
+weight = 0.5
+use = "task_score"
+[[rewards]]
+name = "verifier"
+use = "task_score"
+[[rewards]]
+name = "reward_1"
+use = "task_score"
+[advantage]
+preset = "stratified-grpo"
+options = { by = "stratum" }
+[evaluation]
+score = "reward_2"
+"""
+
+
+def test_a_run_brings_its_weights_its_trusted_reward_and_its_advantage(tmp_path):
+    RolloutLog(tmp_path / "rollouts").append(planted("cross-stratum bias", 1), step=1)
+    (tmp_path / "recipe.toml").write_text(RECIPE)
+    for log in (tmp_path, tmp_path / "rollouts"):
+        found = json.loads(run(log, "--json").stdout)
+        assert found["facts"]["weights"] == {"verifier": 1.0, "reward_1": 1.0, "reward_2": 0.5}
+        assert found["facts"]["reference"] == "reward_2"
+        assert found["what_if"]["cosine"] == pytest.approx(1, abs=1e-6), "the run trains with what is suggested"
+    given = json.loads(run(tmp_path, "--json", "--weights", "verifier=3", "--reference", "verifier").stdout)
+    assert given["facts"]["weights"] == {"verifier": 3.0, "reward_1": 1.0, "reward_2": 0.5}
+    assert given["facts"]["reference"] == "verifier"
+
+
 def test_options_reach_the_diagnosis(logs):
     result = run(
         logs / "clean.parquet", "--json", "--weights", "reward_1=0.01", "--reference", "reward_2", "--no-what-if"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
+    from polyreward.advantages import Transform
     from polyreward.audit.diagnose import Diagnosis
     from polyreward.batch import RewardBatch
 
@@ -65,7 +66,7 @@ def diagnose(
     try:
         if fail_on not in (None, "warning", "error"):
             raise InvalidInputError(f"--fail-on must be 'warning' or 'error', got {fail_on!r}")
-        look = _Look(log, _pairs(mapping, "--map"), _weights(weight), reference, task, stratum, what_if)
+        look = _Look(log, _pairs(mapping, "--map"), _weights(weight), reference, task, stratum, what_if).of_run()
         if follow:
             failed = _follow(look, html, json, every, fail_on)
         else:
@@ -90,6 +91,21 @@ class _Look:
     task: str
     stratum: str | None
     what_if: bool
+    transform: Transform | None = None
+
+    def of_run(self) -> _Look:
+        """For a run of `polyreward train`: with the weights, the trusted reward and the advantage of its recipe."""
+        path = next((p for p in (self.log / "recipe.toml", self.log.parent / "recipe.toml") if p.is_file()), None)
+        if path is None or self.mapping:
+            return self
+        from polyreward.training.parts import make_advantage
+        from polyreward.training.recipe import load_recipe
+
+        recipe = load_recipe(path)
+        weights = {reward.name: reward.weight for reward in recipe.rewards} | self.weights
+        transform = make_advantage(recipe.advantage, recipe.rewards)
+        trusted = self.reference or recipe.evaluation.score
+        return replace(self, weights=weights, reference=trusted, transform=transform)
 
     def read(self, unfinished: bool = False) -> RewardBatch:
         """The log, without the columns that no check asks for."""
@@ -126,6 +142,7 @@ class _Look:
                 reference=self.reference,
                 task=self.task,
                 stratum=self.stratum,
+                transform=self.transform,
                 recompute=self.what_if,
                 progress=lambda name, share: advance(name, 0.1 + 0.9 * share),
             )

@@ -46,6 +46,9 @@ def show_diagnosis(diagnosis: Diagnosis, source: str, console: Console) -> None:
         else "no trusted reward (name one with --reference)"
     )
     console.print(Text(trusted, style="dim"))
+    if any(weight != 1 for weight in facts["weights"].values()):
+        weights = ", ".join(f"{name} {weight:g}" for name, weight in facts["weights"].items())
+        console.print(Text(f"weights: {weights}", style="dim"))
     console.print()
     problems = diagnosis.problems()
     if not problems:

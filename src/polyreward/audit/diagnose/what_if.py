@@ -169,7 +169,7 @@ def _by_label(title: str, labels: np.ndarray, before: np.ndarray, after: np.ndar
         np.bincount(code, advantage**2, len(names)) / max(float((advantage**2).sum()), 1e-300)
         for advantage in (before, after)
     ]
-    mean = [np.round(np.bincount(code, advantage, len(names)) / number, 12) + 0.0 for advantage in (before, after)]
+    mean = [np.round(np.bincount(code, advantage, len(names)) / number, 6) + 0.0 for advantage in (before, after)]
     flips = np.bincount(code, before * after < 0, len(names)) / number
     for t, name in enumerate(names):
         figures = (number[t] / len(labels), energy[0][t], energy[1][t], mean[0][t], mean[1][t], flips[t])
