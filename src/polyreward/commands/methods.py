@@ -29,11 +29,11 @@ def methods(
     from rich.console import Console
     from rich.table import Column, Table
 
-    whole = [Column(name, no_wrap=True) for name in ("method", "kind", "arXiv", "verdict")]
-    table = Table(*whole[:2], "summary", *whole[2:])
+    table = Table(Column("method", no_wrap=True), "what it does", Column("verdict", no_wrap=True), show_edge=False)
     for row in rows:
-        table.add_row(row["name"], row["kind"], row["summary"], row["arxiv"], row["verdict"] or "-")
-    Console().print(table)
+        what = f"{row['summary']} [dim]{row['kind'].capitalize()}, arXiv {row['arxiv']}[/dim]"
+        table.add_row(row["name"], what, row["verdict"] or "-")
+    Console().print(table, highlight=False)
 
 
 def _verdict(path: Path) -> str | None:

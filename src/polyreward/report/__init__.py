@@ -1,1 +1,1 @@
-"""."""
+"""What a person reads: HTML reports and terminal tables."""
