@@ -132,6 +132,7 @@ def test_from_trl() -> None:
         ({"groups": torch.zeros(4)}, "groups must be integers or strings, got torch.float32"),
         ({"columns": {"task": ["a"]}}, "column 'task' has 1 entries, rewards has 4 rows"),
         ({"columns": {"task": "math"}}, "column 'task' has a single value, rewards has 4 rows"),
+        ({"columns": {"task": {"a": 1, "b": 2}}}, "column 'task' has a single value, rewards has 4 rows"),
         ({"columns": {"step": 3}}, "column 'step' has a single value, rewards has 4 rows"),
         ({"columns": {"step": torch.tensor(3)}}, "column 'step' has a single value, rewards has 4 rows"),
     ],

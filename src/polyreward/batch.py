@@ -274,7 +274,7 @@ def _refuse_infinite(rewards: Tensor, names: tuple[str, ...]) -> None:
 def _as_column(name: str, values: Any, rows: int, device: torch.device) -> Tensor | np.ndarray:
     if isinstance(values, Tensor):
         column: Tensor | np.ndarray = values.to(device)
-    elif isinstance(values, str | bytes) or not isinstance(values, Iterable):
+    elif isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
         raise InvalidInputError(f"column {name!r} has a single value, rewards has {rows} rows")
     else:
         array = values if isinstance(values, np.ndarray) else _column_array(list(values))

@@ -1,6 +1,7 @@
 """Transforms as plain data and as code, and what is said about data that is wrong."""
 
 import json
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -151,8 +152,28 @@ def test_data_that_is_refused(config: Any, error: type[Exception], message: str)
 
 
 def test_values_that_plain_data_cannot_hold() -> None:
-    with pytest.raises(InvalidInputError, match="argument 'tolerance' holds a Tensor, which plain data cannot"):
-        to_config(Gaussianize(tolerance=torch.tensor(0.5)))  # type: ignore[arg-type]
+    @dataclass(frozen=True)
+    class Own(Transform):
+        table: torch.Tensor
+
+    with pytest.raises(InvalidInputError, match="argument 'table' holds a Tensor, which plain data cannot"):
+        to_config(Own(torch.tensor(0.5)))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"preset": "ema-grpo", "decay": "x"}, "decay must be a number, got 'x'"),
+        ({"preset": "ema-grpo", "options": {"guard": "x"}}, "guard must be a number, got 'x'"),
+        ({"preset": "stratified-grpo", "blend": "x"}, "blend must be a number, got 'x'"),
+        ({"part": "Stratify", "blend": "x"}, "blend must be a number, got 'x'"),
+        ({"part": "Gaussianize", "tolerance": "x"}, "tolerance must be a finite number >= 0, got 'x'"),
+        ({"preset": "grpo", "weights": 5}, "weights must be a mapping by name or K numbers, got 5"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_names_the_argument(config: dict[str, object], message: str) -> None:
+    with pytest.raises(InvalidInputError, match=rf"^advantage: {message}"):
+        from_config(config)
 
 
 def test_presets_by_name() -> None:
@@ -183,8 +204,8 @@ CHAINS = {
     "stratified-grpo": [Stratify(0.8, "stratum", 1e-6, 0)],
     "ema-grpo": [MovingScale("task", 0.99, 0.0, 0.0, None, "task", "error")],
     "ema-grpo-released": [MovingScale("task", 0.99, 1e-3, 1e-6, 5.0, "task", "error")],
-    "gaussian-grpo": [Gaussianize("group", 1e-6), Gaussianize("task", 0.0, "group")],
-    "gaussian-grpo-released": [Gaussianize("group", 0.0), Gaussianize("task", 0.0)],
+    "gaussian-grpo": [Gaussianize("group", 1e-6), Gaussianize("task", 1e-9, "group")],
+    "gaussian-grpo-released": [Gaussianize("group", 0.0), Gaussianize("task", 1e-9)],
 }
 FIRST_PER_REWARD = {
     "gdpo": (Standardize("group", None, 1e-6, 1, "zero"), Standardize("batch", None, 1e-6, 1)),

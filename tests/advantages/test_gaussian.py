@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from polyreward.advantages import (
     Gaussianize,
+    Transform,
     WeightedSum,
     chain,
     compute_advantages,
@@ -185,6 +186,15 @@ def test_gaussian_gdpo_ranks_each_reward_first() -> None:
     assert not compute_advantages(gaussian_gdpo(), dead).any()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("make", [gaussian_grpo, gaussian_grpo_released])
+def test_one_quantile_of_groups_of_different_size_is_a_tie(make: Callable[..., Transform], dtype: torch.dtype) -> None:
+    batch = RewardBatch(
+        torch.tensor([0, 1, 0, 1, 2, 3, 4, 5], dtype=dtype), groups=[0, 0, 1, 1, 1, 1, 1, 1], columns={"task": [0] * 8}
+    )
+    close(compute_advantages(make(), batch), [-0.68797, 0.68797, -1.5341, -0.68797, -0.1573, 0.1573, 0.68797, 1.5341])
+
+
 def test_levels() -> None:
     rewards = torch.rand(12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     columns = {"task": [0] * 6 + [1] * 6, "difficulty": [0, 1] * 6}
@@ -193,8 +203,8 @@ def test_levels() -> None:
     by_hand = chain(
         WeightedSum(),
         Gaussianize("group", 1e-6),
-        Gaussianize(("task", "difficulty"), ignore_constant="group"),
-        Gaussianize("batch", ignore_constant="group"),
+        Gaussianize(("task", "difficulty"), 1e-9, "group"),
+        Gaussianize("batch", 1e-9, "group"),
     )
     assert three == by_hand
     close(compute_advantages(three, batch).sum(), 0.0, 1e-9)  # type: ignore[arg-type]

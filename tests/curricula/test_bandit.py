@@ -187,6 +187,8 @@ def test_unknown_sources_are_refused_before_the_state_changes():
         (lambda state: state.pop("counts"), "no 'counts'"),
         (lambda state: state.pop("values"), "no 'values'"),
         (lambda state: state.update(counts=[5, 5]), "counts"),
+        (lambda state: state.update(counts="x"), "no numbers"),
+        (lambda state: state["values"][1].__setitem__(0, "x"), "no numbers"),
         (lambda state: state.update(counts=[5, 5, -5]), "counts"),
         (lambda state: state["values"][1].pop(), "does not fit window=300"),
         (lambda state: state["values"][1].__setitem__(0, math.nan), "not finite"),

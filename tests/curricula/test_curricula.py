@@ -136,7 +136,7 @@ class TestConstruction:
     def test_value_of_the_wrong_type(self):
         with pytest.raises(InvalidInputError, match="window must be an integer"):
             make_curriculum({"name": "dump", "window": "many"}, NAMES)
-        with pytest.raises(InvalidInputError, match="'dump' cannot take"):
+        with pytest.raises(InvalidInputError, match="temperature must be a number, got 'hot'"):
             make_curriculum({"name": "dump", "temperature": "hot"}, NAMES)
 
     @pytest.mark.parametrize("names", [[], ["a", "a"], "abc", [1, 2]])
@@ -179,6 +179,27 @@ class TestCurriculumSampler:
         for expected, found in zip(first.draw(20), resumed.draw(20), strict=True):
             np.testing.assert_array_equal(expected, found)
         assert first.epochs() == resumed.epochs()
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda state: state.pop("rng"), "lacks .'rng'"),
+            (lambda state: state.update(drawn=[1]), "draws for 3 sources"),
+            (lambda state: state["rng"].update(bit_generator="MT19937"), "does not fit this sampler"),
+            (lambda state: state["curriculum"].pop("counts"), "does not fit this sampler"),
+        ],
+    )
+    def test_a_damaged_state_is_refused_and_nothing_taken_over(self, change, message):
+        def build():
+            return CurriculumSampler([0, 1, 2, 0, 1], make_curriculum("dump", NAMES), np.random.default_rng(5))
+
+        state, sampler = build().state_dict(), build()
+        sampler.draw(9)
+        before = sampler.state_dict()
+        change(state)
+        with pytest.raises(InvalidInputError, match=message):
+            sampler.load_state_dict(state)
+        assert sampler.state_dict() == before
 
     def test_a_source_without_rows_is_refused(self):
         with pytest.raises(InvalidInputError, match="'middle'"):

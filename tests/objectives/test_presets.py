@@ -60,6 +60,32 @@ def loss_and_gradient(objective, given):
     return loss.detach(), torch.autograd.grad(loss, logp)[0]
 
 
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (5, "an objective is a name or a table, got 5"),
+        ({"kl": 0.1}, r"kl: expected a table such as \{kind = 'penalty'\}, got 0.1"),
+        ({"entropy": "hinge"}, r"entropy: expected a table such as \{kind = 'bonus'\}, got 'hinge'"),
+        ({"trust_region": "elastic"}, r"trust_region: expected a table such as \{kind = 'fixed'\}"),
+        ({"preset": "etr", "reward_range": [1, 2, 3]}, r"reward_range must be \(smallest, largest\), got \[1, 2, 3\]"),
+        ({"preset": "etr", "low": "a"}, "low must be a number, got 'a'"),
+        ({"preset": "etr", "low": 0.995, "maximum": 1.5}, "low=0.995 must be at most 0.99"),
+        ({"entropy": {"kind": "hinge", "by_task": {"a": [1]}}}, "the entropy band of a needs"),
+    ],
+)
+def test_what_is_no_objective_is_refused(config, message):
+    with pytest.raises(InvalidInputError, match=message):
+        make_objective(config)
+
+
+def test_half_precision_does_not_round_the_radius():
+    batch = RewardBatch([1.0, 0.0], groups=[0, 0])
+    region = etr_objective(micro=0, macro=0).trust_region
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        low, high = region.bounds(torch.tensor([1.0, -1.0], dtype=dtype), batch)
+        assert low.tolist() == high.tolist() == torch.tensor([0.2, 0.2]).tolist()
+
+
 @every
 def test_round_trip_through_json(config):
     objective = make_objective(config)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from polyreward import RewardBatch
 from polyreward.errors import InvalidInputError, UnknownNameError
+from polyreward.grouped import factorize
 from polyreward.objectives import (
     ElasticTrustRegion,
     EntropyBonus,
@@ -16,7 +17,9 @@ from polyreward.objectives import (
     PolicyObjective,
     aggregate,
     clipped_surrogate,
+    importance_ratio,
     kl_estimate,
+    task_entropy,
 )
 
 NAN = float("nan")
@@ -209,6 +212,58 @@ def test_micro_batches_with_a_normaliser_add_up(aggregation):
     assert float(sum(parts)) == pytest.approx(float(whole), abs=1e-12)
 
 
+@pytest.mark.parametrize("aggregation", ["sequence-mean", "token-mean"])
+def test_the_entropy_bonus_of_micro_batches_adds_up_by_their_share(aggregation):
+    logp, old, advantages, mask = tensors(7)
+    objective = PolicyObjective(aggregation=aggregation, entropy=EntropyBonus(0.5))
+    number = int(mask.sum()) if aggregation == "token-mean" else 6
+    losses, zero = [], torch.zeros_like(advantages)
+    for s in (slice(2), slice(2, 6)):
+        losses.append(objective(logp[s], old[s], zero[s], mask[s], entropy=-logp[s], normaliser=number).loss)
+    means = [float((-logp[s] * mask[s]).sum() / mask[s].sum()) for s in (slice(2), slice(2, 6))]
+    shares = [
+        float(mask[s].sum()) / number if aggregation == "token-mean" else len(mask[s]) / 6
+        for s in (slice(2), slice(2, 6))
+    ]
+    assert sum(map(float, losses)) == pytest.approx(-0.5 * sum(m * w for m, w in zip(means, shares, strict=True)))
+    if aggregation == "token-mean":
+        whole = objective(logp, old, zero, mask, entropy=-logp).loss
+        assert sum(map(float, losses)) == pytest.approx(float(whole))
+
+
+def test_what_stands_outside_the_mask_does_not_matter():
+    values, mask = torch.tensor([[1.0, torch.nan], [torch.inf, 3.0]]), torch.tensor([[True, False], [False, True]])
+    assert float(aggregate(values, mask)) == 2
+    assert importance_ratio(values, values, mask, "sequence").tolist() == [[1.0], [1.0]]
+    assert float(EntropyBonus(1.0)(values, mask)) == -2
+    mean, present = task_entropy(values, mask, factorize(["a", "b"]))
+    assert mean.tolist() == [1.0, 3.0]
+    assert present.all()
+
+
+def test_unknown_names_are_refused_in_functions_too():
+    ones, mask = torch.ones(1, 2), torch.ones(1, 2, dtype=torch.bool)
+    with pytest.raises(UnknownNameError, match="no ratio 'sentence'"):
+        importance_ratio(ones, ones, mask, "sentence")
+    with pytest.raises(UnknownNameError, match="no aggregation 'mean'"):
+        aggregate(ones, mask, "mean")
+    with pytest.raises(InvalidInputError, match="needs a positive length"):
+        aggregate(ones, mask, "fixed-length")
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"kl": 0.1}, "kl must be a KLPenalty, got 0.1"),
+        ({"entropy": "hinge"}, "entropy must be a EntropyBonus or EntropyHinge, got 'hinge'"),
+        ({"trust_region": "elastic"}, "trust_region must be a FixedClip or ElasticTrustRegion"),
+    ],
+)
+def test_what_is_no_part_is_refused(parts, message):
+    with pytest.raises(InvalidInputError, match=message):
+        PolicyObjective(**parts)
+
+
 def test_clip_fractions_by_sign_and_strength():
     # Ratios 2 and 1/2; a sample is clipped where its advantage pushes further the same way.
     logp = torch.tensor([2.0, 0.5, 2.0, 0.5, 2.0, 1.0]).log()[:, None].requires_grad_()
@@ -273,6 +328,7 @@ def test_refuses_options_and_missing_inputs():
                 part(weight)
     with pytest.raises(InvalidInputError, match="of maths needs"):
         EntropyHinge(by_task={"maths": (0.5, 0.4)})
+    assert EntropyHinge(by_task={9: [0.5, 0.6]}) == EntropyHinge(by_task={"9": (0.5, 0.6)})
 
 
 @pytest.mark.parametrize(("value", "term"), [(0.1, 0.1), (0.4, 0.0), (1.0, 0.4)])

@@ -137,7 +137,8 @@ def _read(config: Any, where: str, weights: Any, parts: Mapping[str, type[Transf
     if not isinstance(config, Mapping):
         raise InvalidInputError(f"{where}: expected a table, got {config!r}")
     # `blend` is a list of branches, or the number that a stratified preset or part takes
-    numbers = {key for key in _FORMS if isinstance(config.get(key), int | float)}
+    listed = isinstance(config.get("blend"), list | tuple)
+    numbers = {"blend"} & config.keys() if not listed and config.keys() & {"preset", "part"} else set()
     forms = [key for key in _FORMS if config.get(key) and key not in numbers]
     if not forms and "chain" in config:
         forms = ["chain"]

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,8 +36,8 @@ class Gaussianize(Transform):
         Sorted neighbours that differ by no more than this are ties. 0: exact equality, as in the paper; float noise
         then turns equal sums of rewards into different ranks.
     ignore_constant : keys, or None
-        Rows of a segment in which all values tie (or that has one row) are not ranked and get 0. A second pass over
-        the task needs it: without, a group of equal rewards gets a constant that is not 0.
+        Rows of a segment whose values all lie within `tolerance` of each other (or that has one row) are not ranked and
+        get 0. A second pass over the task needs it: without, a group of equal rewards gets a constant that is not 0.
 
     A signal (N,) or (N, K) in, each column on its own; the same shape and dtype out. A segment of one row or of equal
     values gets exactly 0. Values that do not apply (NaN) are not ranked and get 0.
@@ -176,5 +177,5 @@ def _order(values: Tensor, segments: Segments) -> Tensor:
 
 
 def _check_tolerance(tolerance: float) -> None:
-    if not 0 <= tolerance < float("inf"):
-        raise InvalidInputError(f"tolerance must be a finite number >= 0, got {tolerance}")
+    if not isinstance(tolerance, int | float | np.number) or not 0 <= tolerance < float("inf"):
+        raise InvalidInputError(f"tolerance must be a finite number >= 0, got {tolerance!r}")

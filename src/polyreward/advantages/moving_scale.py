@@ -26,7 +26,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from polyreward.advantages.normal import By, centred, check_keys, standardized
+from polyreward.advantages.normal import By, centred, check_keys, check_numbers, standardized
 from polyreward.advantages.transform import Transform, applicable
 from polyreward.batch import RewardBatch
 from polyreward.errors import InvalidInputError
@@ -187,6 +187,7 @@ class MovingScale(Transform):
 
     def __post_init__(self) -> None:
         check_keys(self, "by")
+        check_numbers(self, "decay", "minimum", "epsilon", "guard")
         if not 0 <= self.decay <= 1:
             raise InvalidInputError(f"decay must be in [0, 1], got {self.decay}")
         if not (0 <= self.minimum < float("inf") and 0 <= self.epsilon < float("inf")):

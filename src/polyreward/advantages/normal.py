@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -55,6 +56,14 @@ def check_arguments(part: object) -> None:
         raise InvalidInputError(f"singleton must be 'zero' or 'raw', got {singleton!r}")
     check_keys(part, "by")
     check_keys(part, "scale_by", optional=True)
+
+
+def check_numbers(part: object, *names: str) -> None:
+    """Refuse an argument that is neither a number nor None."""
+    for name in names:
+        value = getattr(part, name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float | np.number)):
+            raise InvalidInputError(f"{name} must be a number, got {value!r}")
 
 
 def check_keys(part: object, *names: str, optional: bool = False) -> None:

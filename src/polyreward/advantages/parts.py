@@ -11,7 +11,7 @@ Statistics are float64; entries that do not apply (NaN) take part in none and co
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,6 +46,8 @@ class WeightedSum(Transform):
         if isinstance(weights, Mapping):
             object.__setattr__(self, "weights", {str(name): _number(weight) for name, weight in weights.items()})
         elif weights is not None:
+            if isinstance(weights, str) or not isinstance(weights, Iterable):
+                raise InvalidInputError(f"weights must be a mapping by name or K numbers, got {weights!r}")
             object.__setattr__(self, "weights", tuple(_number(weight) for weight in weights))
 
     def __call__(self, signal: Tensor, batch: RewardBatch) -> Tensor:

@@ -6,7 +6,8 @@ guard, one pass or two), the difference is a named argument and the released cod
 
 Every preset takes `weights`, the weights of the rewards in the sum (a mapping by name, K numbers, or None for 1 each),
 and maps the rewards (N, K) of a batch to advantages (N,) in their dtype. Rewards that do not apply (NaN) take part in
-nothing and a row without any gets 0; a group of equal rewards gets exactly 0.
+nothing and a row without any gets 0. A group of equal rewards gets exactly 0 wherever nothing is compared beyond the
+group; a last step over the batch, its tokens or a task (REINFORCE++, GDPO, the released Gaussian one) moves it.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from polyreward.errors import InvalidInputError, UnknownNameError, nearest
 Weights = Mapping[str, float] | Sequence[float] | None
 TRL_EPSILON = 1e-4
 VERL_EPSILON = 1e-6
+SAME_QUANTILE = 1e-9
+"""Scores of an earlier pass that differ by no more are one quantile, reached in groups of different size."""
 
 
 def reinforce(weights: Weights = None, *, baseline: By = "group", singleton: Singleton = "zero") -> Transform:
@@ -290,7 +293,7 @@ def _passes(by: By, levels: Sequence[By] | None, zero_dead_groups: bool, toleran
         raise InvalidInputError(f"levels must be a sequence of keys such as ('group', 'task'), got {levels!r}")
     first, *others = ("group", by) if levels is None else tuple(levels)
     dead = first if zero_dead_groups else None
-    return [Gaussianize(first, tolerance), *(Gaussianize(keys, ignore_constant=dead) for keys in others)]
+    return [Gaussianize(first, tolerance), *(Gaussianize(keys, SAME_QUANTILE, dead) for keys in others)]
 
 
 PRESETS: dict[str, Callable[..., Transform]] = {

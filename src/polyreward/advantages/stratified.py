@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from polyreward.advantages.normal import By, centred, check_arguments, standardized
+from polyreward.advantages.normal import By, centred, check_arguments, check_numbers, standardized
 from polyreward.advantages.transform import Transform, applicable
 from polyreward.batch import RewardBatch
 from polyreward.errors import InvalidInputError
@@ -63,6 +63,7 @@ class Stratify(Transform):
 
     def __post_init__(self) -> None:
         check_arguments(self)
+        check_numbers(self, "blend")
         if not 0 <= self.blend <= 1:
             raise InvalidInputError(f"blend must be in [0, 1], got {self.blend}")
 
@@ -179,7 +180,7 @@ def by_quantile(feature: Tensor | np.ndarray | Sequence[float | None], parts: in
     InvalidInputError
         `parts` is not a whole number >= 1, or the feature is not numbers or infinite.
     """
-    if not isinstance(parts, int) or parts < 1:
+    if not isinstance(parts, int | np.integer) or parts < 1:
         raise InvalidInputError(f"parts must be a whole number of at least 1, got {parts!r}")
     try:
         values = feature if isinstance(feature, Tensor) else torch.from_numpy(np.array(feature, dtype=np.float64))

@@ -214,5 +214,11 @@ def _distribute(parts: tuple[Transform, ...], state: Mapping[str, Any]) -> None:
     unknown = set(state) - {str(i) for i in range(len(parts))}
     if unknown:
         raise InvalidInputError(f"state for parts {sorted(unknown)}, but the chain has {len(parts)} parts")
-    for i, part in enumerate(parts):
-        part.load_state_dict(state.get(str(i), {}))
+    before = [part.state_dict() for part in parts]
+    try:
+        for i, part in enumerate(parts):
+            part.load_state_dict(state.get(str(i), {}))
+    except InvalidInputError:
+        for part, known in zip(parts, before, strict=True):
+            part.load_state_dict(known)
+        raise

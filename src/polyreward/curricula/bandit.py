@@ -61,6 +61,9 @@ class AdvantageBandit(Curriculum):
         super().__init__(names)
         if not isinstance(window, int | np.integer) or window < 1:
             raise InvalidInputError(f"window must be an integer of at least 1, got {window!r}")
+        for name, value in (("temperature", temperature), ("exploration", exploration), ("floor", floor)):
+            if not isinstance(value, int | float | np.number):
+                raise InvalidInputError(f"{name} must be a number, got {value!r}")
         if not temperature > 0:
             raise InvalidInputError(f"temperature must be positive, got {temperature}")
         if not 0 <= exploration < math.inf:
@@ -107,19 +110,24 @@ class AdvantageBandit(Curriculum):
             value that is not finite. Nothing is taken over then.
         """
         self._require(state, "counts", "values")
-        counts = np.array(state["counts"], dtype=np.int64)
+        try:
+            counts = np.array(state["counts"], dtype=np.int64)
+            windows = [np.array(values, dtype=np.float64).reshape(-1) for values in state["values"]]
+        except (TypeError, ValueError) as error:
+            raise InvalidInputError(f"the state has counts or values that are no numbers: {error}") from error
         if counts.shape != (len(self.names),) or (counts < 0).any():
             raise InvalidInputError(f"the state has counts {counts.tolist()} for {len(self.names)} sources")
-        if [len(values) for values in state["values"]] != np.minimum(counts, self.window).tolist():
+        lengths = [len(values) for values in windows]
+        if lengths != np.minimum(counts, self.window).tolist():
             raise InvalidInputError(
-                f"the state holds {[len(values) for values in state['values']]} values for counts {counts.tolist()}, "
-                f"which does not fit window={self.window}"
+                f"the state holds {lengths} values for counts {counts.tolist()}, which does not fit "
+                f"window={self.window}"
             )
-        if not all(math.isfinite(value) for values in state["values"] for value in values):
+        if not all(np.isfinite(values).all() for values in windows):
             raise InvalidInputError("the state holds an advantage that is not finite")
         self.counts = counts
         self._values = np.zeros((len(self.names), self.window))
-        for j, values in enumerate(state["values"]):
+        for j, values in enumerate(windows):
             self._values[j, np.arange(counts[j] - len(values), counts[j]) % self.window] = values
 
     def measure(self, advantages: np.ndarray) -> np.ndarray:

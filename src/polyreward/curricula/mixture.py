@@ -70,7 +70,7 @@ class CurriculumSampler:
         return dict(zip(self.curriculum.names, (self.drawn / self.sizes).tolist(), strict=True))
 
     def state_dict(self) -> dict[str, Any]:
-        """Draws so far, the generator's state and the curriculum's, as plain data."""
+        """Draws so far, the generator's state and the curriculum's; plain data with numpy's default generator."""
         return {
             "drawn": self.drawn.tolist(),
             "rng": self.rng.bit_generator.state,
@@ -78,7 +78,24 @@ class CurriculumSampler:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` returned."""
-        self.curriculum.load_state_dict(state["curriculum"])
-        self.drawn = np.array(state["drawn"], dtype=np.int64)
-        self.rng.bit_generator.state = state["rng"]
+        """Take back what `state_dict` returned.
+
+        Raises
+        ------
+        InvalidInputError
+            The state is incomplete, for other sources, or of another kind of generator. Nothing is taken over then.
+        """
+        missing = {"curriculum", "drawn", "rng"} - set(state)
+        if missing:
+            raise InvalidInputError(f"the state of the sampler lacks {sorted(missing)}")
+        drawn = np.asarray(state["drawn"])
+        if drawn.shape != self.drawn.shape or drawn.dtype.kind not in "iu":
+            raise InvalidInputError(f"the state has {drawn.tolist()} draws for {len(self.drawn)} sources")
+        before = self.rng.bit_generator.state
+        try:
+            self.rng.bit_generator.state = state["rng"]
+            self.curriculum.load_state_dict(state["curriculum"])
+        except (TypeError, ValueError, KeyError) as error:
+            self.rng.bit_generator.state = before
+            raise InvalidInputError(f"the state does not fit this sampler: {error}") from error
+        self.drawn = drawn.astype(np.int64)

@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from polyreward.errors import InvalidInputError
@@ -29,7 +30,8 @@ class EntropyBonus:
 
     def __call__(self, entropy: Tensor, mask: Tensor) -> Tensor:
         """Term of the loss: scalar from entropy (N, T), finite where `mask` (N, T) is true."""
-        return -self.weight * (entropy * mask).sum() / mask.sum().clamp(min=1)
+        mask = mask.to(torch.bool)
+        return -self.weight * torch.where(mask, entropy, 0.0).sum() / mask.sum().clamp(min=1)
 
 
 @dataclass(frozen=True)
@@ -55,10 +57,11 @@ class EntropyHinge:
 
     def __post_init__(self) -> None:
         _check_weight(self.weight)
-        bands = {"every task": (self.low, self.high), **(self.by_task or {})}
-        for task, (low, high) in bands.items():
-            if not 0 <= low <= high:
-                raise InvalidInputError(f"the entropy band of {task} needs 0 <= low <= high, got ({low}, {high})")
+        if self.by_task is not None:
+            object.__setattr__(self, "by_task", {str(task): tuple(band) for task, band in self.by_task.items()})
+        for task, band in {"every task": (self.low, self.high), **(self.by_task or {})}.items():
+            if len(band) != 2 or not 0 <= band[0] <= band[1]:
+                raise InvalidInputError(f"the entropy band of {task} needs (low, high), 0 <= low <= high, got {band}")
 
     def __call__(self, entropy: Tensor, mask: Tensor, tasks: Segments) -> Tensor:
         """Term of the loss, a scalar: entropy (N, T), finite where `mask` (N, T) is true, and the task of each row."""
@@ -74,8 +77,9 @@ class EntropyHinge:
 
 def task_entropy(entropy: Tensor, mask: Tensor, tasks: Segments) -> tuple[Tensor, Tensor]:
     """Mean entropy over all tokens of each task, float64 (tasks,), and which tasks have tokens, bool (tasks,)."""
+    mask = mask.to(torch.bool)
     tokens = tasks.sum(mask.sum(dim=1))
-    total = tasks.sum((entropy * mask).sum(dim=1))
+    total = tasks.sum(torch.where(mask, entropy, 0.0).sum(dim=1))
     return total / tokens.clamp(min=1), tokens > 0
 
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, fields
 from inspect import Parameter, signature
 from typing import Any, Literal
 
-from polyreward.errors import InvalidInputError, UnknownNameError, nearest
+from polyreward.errors import InvalidInputError, PolyrewardError, UnknownNameError, nearest
 from polyreward.objectives.divergence import KLPenalty
 from polyreward.objectives.entropy import EntropyBonus, EntropyHinge
 from polyreward.objectives.surrogate import PolicyObjective
@@ -109,6 +109,8 @@ def make_objective(config: str | Mapping[str, Any] | PolicyObjective) -> PolicyO
     """
     if isinstance(config, PolicyObjective):
         return config
+    if not isinstance(config, str | Mapping):
+        raise InvalidInputError(f"an objective is a name or a table, got {config!r}")
     options: dict[str, Any] = {"preset": config} if isinstance(config, str) else dict(config)
     if "preset" in options:
         name = str(options.pop("preset"))
@@ -122,6 +124,9 @@ def make_objective(config: str | Mapping[str, Any] | PolicyObjective) -> PolicyO
             if kind not in kinds:
                 raise UnknownNameError(f"no kind {kind!r} of {part}{nearest(kind, kinds)}")
             options[part] = _build(kinds[kind], values, f"{part} {kind!r}")
+        elif options.get(part) is not None and not isinstance(options[part], tuple(kinds.values())):
+            kind = next(iter(kinds))
+            raise InvalidInputError(f"{part}: expected a table such as {{kind = {kind!r}}}, got {options[part]!r}")
     return _build(PolicyObjective, options, "an objective")
 
 
@@ -155,14 +160,13 @@ def _build(target: Callable[..., Any], options: dict[str, Any], what: str) -> An
     for name, parameter in parameters.items():
         if parameter.default is Parameter.empty and name not in options:
             raise InvalidInputError(f"{what} needs the option {name!r}")
+    if options.get("reward_range") == "batch":
+        options["reward_range"] = None
     try:
-        if "reward_range" in options:
-            given = options["reward_range"]
-            options["reward_range"] = None if given in (None, "batch") else tuple(given)
-        if isinstance(options.get("by_task"), Mapping):
-            options["by_task"] = {task: tuple(band) for task, band in options["by_task"].items()}
         return target(**options)
-    except TypeError as error:
+    except PolyrewardError:
+        raise
+    except (TypeError, ValueError) as error:
         raise InvalidInputError(f"{what} cannot take {options}: {error}") from error
 
 

@@ -38,11 +38,19 @@ class ObjectiveResult(NamedTuple):
 def importance_ratio(logp: Tensor, old_logp: Tensor, mask: Tensor, level: str = "token") -> Tensor:
     """Ratio of new to old probability: (N, T) for level "token", (N, 1) for "sequence".
 
-    Inputs are (N, T) and finite where `mask` is true. The log-ratio is clamped to +-20 before the exponential.
+    Inputs are (N, T) and finite where `mask` is true; elsewhere the ratio is 1. The log-ratio is clamped to +-20 before
+    the exponential.
+
+    Raises
+    ------
+    UnknownNameError
+        No such level.
     """
-    difference = logp - old_logp
+    if level not in RATIOS:
+        raise UnknownNameError(f"no ratio {level!r}{nearest(level, RATIOS)}")
+    difference = torch.where(mask.to(torch.bool), logp - old_logp, 0.0)
     if level == "sequence":
-        difference = (difference * mask).sum(dim=1, keepdim=True) / mask.sum(dim=1, keepdim=True).clamp(min=1)
+        difference = difference.sum(dim=1, keepdim=True) / mask.sum(dim=1, keepdim=True).clamp(min=1)
     return difference.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
 
 
@@ -89,7 +97,7 @@ class PolicyObjective:
     UnknownNameError
         An unknown `ratio` or `aggregation`.
     InvalidInputError
-        `length` missing or superfluous, `dual_clip` not above 1.
+        Something that is no part, `length` missing or superfluous, `dual_clip` not above 1.
     """
 
     trust_region: FixedClip | ElasticTrustRegion = field(default_factory=FixedClip)
@@ -101,6 +109,15 @@ class PolicyObjective:
     entropy: EntropyBonus | EntropyHinge | None = None
 
     def __post_init__(self) -> None:
+        kinds: dict[str, tuple[type, ...]] = {"kl": (KLPenalty,), "entropy": (EntropyBonus, EntropyHinge)}
+        for name, known in kinds.items():
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, known):
+                raise InvalidInputError(f"{name} must be a {' or '.join(k.__name__ for k in known)}, got {value!r}")
+        if not hasattr(self.trust_region, "bounds"):
+            raise InvalidInputError(
+                f"trust_region must be a FixedClip or ElasticTrustRegion, got {self.trust_region!r}"
+            )
         if self.ratio not in RATIOS:
             raise UnknownNameError(f"no ratio {self.ratio!r}{nearest(self.ratio, RATIOS)}")
         if self.aggregation not in AGGREGATIONS:
@@ -153,6 +170,8 @@ class PolicyObjective:
         tasks : length-N ids or Segments
             Task of each sequence, for the hinge and the entropy metrics; default: one task.
         normaliser : see `aggregate`
+            The entropy term then counts by this call's share of the normaliser. The bonus of micro-batches adds up to
+            that of all under "token-mean"; the hinge is not additive and is that of each micro-batch.
 
         Returns
         -------
@@ -182,7 +201,7 @@ class PolicyObjective:
             loss = loss + self.kl.weight * penalty
             metrics["kl"] = _mean(divergence, keep)
         if self.entropy is not None or entropy is not None:
-            loss = self._with_entropy(loss, log_now, entropy, tasks, keep, metrics)
+            loss = self._with_entropy(loss, log_now, entropy, tasks, keep, normaliser, metrics)
         with torch.no_grad():
             metrics |= _ratio_metrics(ratio.detach(), weight, low, high, keep)
             metrics["kl_old"] = _mean(kl_estimate(log_now, log_old), keep)
@@ -206,16 +225,20 @@ class PolicyObjective:
         entropy: Tensor | None,
         tasks: Ids | Segments | None,
         keep: Tensor,
+        normaliser: float | Tensor | None,
         metrics: dict[str, Tensor],
     ) -> Tensor:
         if isinstance(self.entropy, EntropyBonus):
             _required(entropy, "entropy", "an entropy bonus")
         values = -logp if entropy is None else _masked(entropy, keep, logp, "entropy")
         segments = _segments(tasks, len(logp), logp.device)
+        share: float | Tensor = 1.0
+        if normaliser is not None:  # this call's part of what the normaliser counts
+            share = (keep.sum() if self.aggregation == "token-mean" else len(keep)) / normaliser
         if isinstance(self.entropy, EntropyBonus):
-            loss = loss + self.entropy(values, keep)
+            loss = loss + share * self.entropy(values, keep)
         elif self.entropy is not None:
-            loss = loss + self.entropy(values, keep, segments)
+            loss = loss + share * self.entropy(values, keep, segments)
         metrics["entropy"] = _mean(values, keep)
         if tasks is not None:
             means, present = task_entropy(values.detach(), keep, segments)

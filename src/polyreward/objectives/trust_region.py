@@ -119,6 +119,10 @@ class ElasticTrustRegion:
             raise UnknownNameError(
                 f"no form {self.form!r} of the elastic trust region{nearest(self.form, ELASTICITIES)}"
             )
+        for name in ("low", "high", "micro", "macro", "minimum", "maximum"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, int | float):
+                raise InvalidInputError(f"{name} must be a number, got {value!r}")
         if not 0 < self.minimum <= self.maximum < math.inf:
             raise InvalidInputError(f"need 0 < minimum <= maximum, got minimum={self.minimum}, maximum={self.maximum}")
         if self.form == "proportional" and (self.micro or self.macro):
@@ -138,10 +142,15 @@ class ElasticTrustRegion:
                     if self.form != "proportional"
                     else f"{name} must be positive, got {base}"
                 )
+        if self.form != "proportional" and self.low > LARGEST_LOW:
+            raise InvalidInputError(f"low={self.low} must be at most {LARGEST_LOW}: a ratio cannot fall below 0")
         if self.reward_range is not None:
-            smallest, largest = (float(end) for end in self.reward_range)
+            try:
+                smallest, largest = (float(end) for end in self.reward_range)
+            except (TypeError, ValueError):
+                smallest = largest = math.nan
             if not (smallest < largest and math.isfinite(largest - smallest)):
-                raise InvalidInputError(f"reward_range must be (smallest, largest), got {self.reward_range}")
+                raise InvalidInputError(f"reward_range must be (smallest, largest), got {self.reward_range!r}")
             object.__setattr__(self, "reward_range", (smallest, largest))
 
     @torch.no_grad()
@@ -156,7 +165,7 @@ class ElasticTrustRegion:
 
         Returns
         -------
-        low, high : float tensors (N,) in the dtype of `advantages`, without gradient
+        low, high : float tensors (N,), float32 or wider, without gradient
 
         Raises
         ------
@@ -174,7 +183,8 @@ class ElasticTrustRegion:
         undecided = self.group_score(batch)
         low = self._radius(self.low, strength, undecided).clamp(max=LARGEST_LOW)
         high = self._radius(self.high, strength, undecided)
-        return low.to(advantages.dtype), high.to(advantages.dtype)
+        wide = torch.promote_types(advantages.dtype, torch.float32)
+        return low.to(wide), high.to(wide)
 
     def _radius(self, base: float, strength: Tensor, undecided: Tensor) -> Tensor:
         assert self.micro is not None
