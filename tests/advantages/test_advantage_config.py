@@ -25,6 +25,7 @@ from polyreward.advantages import (
     Whiten,
     blend,
     chain,
+    columns_of,
     dr_grpo,
     from_config,
     gaussian_grpo,
@@ -174,6 +175,12 @@ def test_values_that_plain_data_cannot_hold() -> None:
 def test_a_value_of_the_wrong_kind_names_the_argument(config: dict[str, object], message: str) -> None:
     with pytest.raises(InvalidInputError, match=rf"^advantage: {message}"):
         from_config(config)
+
+
+def test_columns_that_a_transform_reads() -> None:
+    mixture = blend(0.5 * stratified_grpo(by=("stratum", "tool")), preset("gdpo-verl"), preset("gaussian-grpo"))
+    assert columns_of(mixture) == ("stratum", "tool", "length", "task")
+    assert columns_of(grpo({"by": 1.0})) == ()
 
 
 def test_presets_by_name() -> None:

@@ -39,6 +39,40 @@ def test_weighted_sum_leaves_out_what_does_not_apply():
     assert reward.__name__ == "2*a + -1*b"
 
 
+@pytest.mark.parametrize("members", [2, 4, 7, 16])
+def test_rows_of_equal_values_have_equal_sums_to_the_bit_in_every_batch(members):
+    rng = np.random.default_rng(0)
+    row, weights = rng.normal(size=members), rng.normal(size=members)
+    reward = weighted_sum(*(Given(f"m{k}") for k in range(members)), weights=weights.tolist())
+    expected = 0.0
+    for weight, value in zip(weights, row, strict=True):
+        expected += weight * value
+    for size in (1, 2, 3, 5, 8, 17):
+        assert set(run(reward, **{f"m{k}": [row[k]] * size for k in range(members)})) == {expected}
+
+
+@pytest.mark.parametrize(
+    "reward",
+    [
+        weighted_sum(A, B, weights=(10, -10), name="r"),  # inf - inf
+        weighted_sum(A, B, weights=(10, 0), name="r"),
+        affine(A, 10, name="r"),
+        affine(A, 1, 1e308, name="r"),
+        named(A * 10, "r"),
+        penalise(A, B, weight=-10, name="r"),
+    ],
+)
+def test_an_overflow_is_an_error_of_its_row(reward):
+    with pytest.raises(InvalidInputError, match="reward 'r' returned inf for completion 1; rewards must be finite"):
+        run(reward, a=[1.0, 1e308], b=[1.0, 1e308])
+
+
+@pytest.mark.parametrize("divisor", [0, 0.0, math.nan, math.inf, np.int64(0)])
+def test_a_divisor_must_be_finite_and_not_0(divisor):
+    with pytest.raises(InvalidInputError, match=f"reward 'a' / {divisor}: expected a finite divisor other than 0"):
+        A / divisor
+
+
 def test_gate_pays_the_floor_below_the_threshold_and_opens_where_the_condition_does_not_apply():
     reward = gate(A, B, threshold=0.5, floor=-1)
     assert run(reward, a=[2, 2, 2, None, None], b=[0.5, 0.49, None, 0.0, 1.0]) == [2, -1, 2, None, None]
@@ -121,6 +155,7 @@ def test_a_member_that_returns_too_few_values_is_named():
         lambda: tier(A, [1], [0, math.inf]),
         lambda: gate(A, B, threshold=math.nan),
         lambda: penalise(A, B, weight=math.nan),
+        lambda: penalise(A, B, floor="low"),
         lambda: clip(A, math.nan),
         lambda: named("a", "x"),
     ],

@@ -19,11 +19,12 @@ import psutil
 import pytest
 
 from polyreward.errors import InvalidInputError, MissingColumnError, MissingExtraError, PolyrewardError
-from polyreward.rewards.composition import weighted_sum
+from polyreward.rewards.composition import affine, weighted_sum
 from polyreward.rewards.contract import Reward
 from polyreward.rewards.executor import RewardExecutor, RewardFailureWarning, RewardTiming
 from polyreward.rewards.executor_pool import LocalPool, _Call
 from polyreward.rewards.length import LengthBudget
+from polyreward.rewards.sweet_spot import SweetSpotReward
 from polyreward.rewards.tool_calls import toolrl
 from polyreward.rewards.verifiers import ExactMatch
 
@@ -209,6 +210,22 @@ def test_a_bad_reference_is_an_exception_of_its_row(executor):
 
 
 @pytest.mark.parametrize(
+    ("reward", "message"),
+    [
+        (ExactMatch(), "column 'answer', row 2: an empty list"),
+        (1e308 * (10 * ExactMatch("other")), "returned inf for completion 2"),
+        (
+            SweetSpotReward(affine(ExactMatch("other"), 2), ExactMatch("other")),
+            "gave 2 for completion 2, expected 0 or 1",
+        ),
+    ],
+)
+def test_a_reward_names_the_row_of_the_batch_and_not_of_its_worker(executor, reward, message):
+    with pytest.warns(RewardFailureWarning, match=message):
+        executor.wrap(reward)(None, ["b", "b", "a"], answer=["a", "a", []], other=["a"] * 3)
+
+
+@pytest.mark.parametrize(
     ("result", "message"),
     [
         ([1.0, 2.0], "'reward' returned 2 values for 1 completions"),
@@ -246,11 +263,17 @@ def test_what_cannot_run_is_an_error(executor):
         executor.wrap(lambda prompts, completions: lock.locked(), name="guarded")
     with pytest.raises(InvalidInputError, match="is not a reward function"):
         executor.wrap("length")
-    with pytest.raises(InvalidInputError, match="time_limit must be positive"):
-        executor.wrap(length, time_limit=0)
-    for options in ({"workers": 0}, {"time_limit": -1}, {"queue": 0}, {"start_limit": math.nan}):
-        with pytest.raises(InvalidInputError, match="must be positive"):
-            RewardExecutor(**options)
+    for wrong in (0, "x"):
+        with pytest.raises(
+            InvalidInputError, match=f"reward 'length': time_limit must be a positive number, got {wrong!r}"
+        ):
+            executor.wrap(length, time_limit=wrong)
+    for name, wrong in (("workers", 0), ("workers", 1.5), ("queue", 0), ("queue", 2.5), ("queue", None)):
+        with pytest.raises(InvalidInputError, match=f"{name} must be a positive whole number, got {wrong}"):
+            RewardExecutor(**{name: wrong})
+    for name, wrong in (("time_limit", -1), ("time_limit", "x"), ("start_limit", math.nan)):
+        with pytest.raises(InvalidInputError, match=f"{name} must be a positive number, got {wrong!r}"):
+            RewardExecutor(**{name: wrong})
     with pytest.raises(InvalidInputError, match="wrap the whole composition"):
         executor.wrap(executor.wrap(length) + 1.0)
 

@@ -1,4 +1,5 @@
 import math
+import re
 
 import numpy as np
 import pytest
@@ -84,6 +85,12 @@ def test_bad_trapezoid_rewards(options):
         TrapezoidReward(**options)
 
 
+@pytest.mark.parametrize("wrong", [(4, 3, 2, 1), (1, 2, 3), 5, ("a", 1, 2, 3), (0, 1, 2, math.inf)])
+def test_thresholds_of_a_task_are_refused_with_its_name(wrong):
+    with pytest.raises(InvalidInputError, match=f"task 'a': expected .* got {re.escape(repr(wrong))}"):
+        TrapezoidReward(tasks={"b": (1, 2, 3, 4), "a": wrong})
+
+
 def test_budget_is_the_soft_overlong_punishment():
     lengths = [0, 100, 110, 125, 150, 200]
     ids = [[0] * n for n in lengths]
@@ -97,7 +104,8 @@ def test_budget_is_the_soft_overlong_punishment():
 @pytest.mark.parametrize(
     "options",
     [{"budget": 5, "limit": 5}, {"budget": -1, "limit": 5}, {"budget": 1, "limit": 5, "penalty": 0},
-     {"budget": 1, "limit": 5, "shape": "step"}],
+     {"budget": 1, "limit": 5, "shape": "step"}, {"budget": 1, "limit": 5, "penalty": -math.inf},
+     {"budget": 1, "limit": math.inf}],
 )  # fmt: skip
 def test_bad_budgets(options):
     with pytest.raises(InvalidInputError):

@@ -1,7 +1,11 @@
+import math
+import re
+
 import pytest
 
 from polyreward.errors import InvalidInputError, MissingColumnError
 from polyreward.rewards.schedules import Constant, LinearRamp, TwoStage, as_schedule, limits_at, tool_limits
+from polyreward.rewards.tool_calls import ToolCallReward, ToolFormatReward
 
 
 @pytest.mark.parametrize(
@@ -60,11 +64,24 @@ def test_as_schedule():
         lambda: tool_limits("format", "fast"),
         lambda: tool_limits("colour", "default"),
         lambda: as_schedule((0, 1, 2), "format"),
+        lambda: TwoStage((0, 1), (0, 2), "late"),
     ],
 )
 def test_bad_limits(make):
     with pytest.raises(InvalidInputError):
         make()
+
+
+@pytest.mark.parametrize("wrong", [5, ("a", "b"), (0, math.inf), (math.nan, 1), None])
+def test_limits_that_are_no_numbers_are_named(wrong):
+    found = re.escape(repr(wrong))
+    for make in (ToolCallReward, ToolFormatReward):
+        with pytest.raises(InvalidInputError, match=f"limits: expected finite .low, high.* got {found}"):
+            make(limits=wrong)
+    with pytest.raises(InvalidInputError, match=f"TwoStage.after: expected finite .low, high.* got {found}"):
+        TwoStage((0, 1), wrong)
+    with pytest.raises(InvalidInputError, match=f"LinearRamp.steps must be two positive numbers, got {found}"):
+        LinearRamp((0, 1), (0, 2), wrong)
 
 
 def test_a_changing_schedule_needs_a_step():

@@ -72,6 +72,21 @@ def test_relative_accuracy_of_the_card():
     assert tensor.tolist() == pytest.approx([0.8, 1])
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_relative_accuracy_exactly_on_a_threshold_in_every_dtype(dtype):
+    for target in (0.1, 0.3, 7.0, 1000.0):
+        for k in range(1, 10):  # relative error 0.05 k is not smaller than 0.05 k, and smaller than the next
+            given = torch.tensor([target * (1 + 0.05 * k)], dtype=dtype)
+            for reference in (target, torch.tensor([target], dtype=dtype), np.array([target])):
+                assert float(mean_relative_accuracy(given, reference)) == pytest.approx((10 - k) / 10), (target, k)
+            if dtype != torch.float16:
+                assert mean_relative_accuracy(given.numpy(), target) == pytest.approx((10 - k) / 10)
+    assert float(mean_relative_accuracy(torch.tensor([0.11]), 0.1)) == pytest.approx(0.8)
+    assert float(mean_relative_accuracy(torch.tensor(11), torch.tensor(10))) == pytest.approx(0.8)
+    near = torch.tensor([1.0, 1.0 + torch.finfo(torch.bfloat16).eps], dtype=torch.bfloat16)
+    assert mean_relative_accuracy(near, 1.0).tolist() == pytest.approx([1, 1])
+
+
 def test_points_of_the_best_matching():
     targets = np.array([(0.0, 0.0), (100.0, 0.0), (0.0, 100.0)])
     assert matched_point_similarity(targets[[2, 0, 1]], targets) == 1

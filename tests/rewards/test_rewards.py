@@ -11,7 +11,16 @@ import torch
 
 from polyreward.errors import InvalidInputError, MissingColumnError
 from polyreward.rewards.composition import affine, clip, gate, named, penalise, tier, weighted_sum
-from polyreward.rewards.contract import Reward, Sample, check_values, is_missing, name_of, text_of, values_of
+from polyreward.rewards.contract import (
+    Reward,
+    Sample,
+    check_values,
+    first_row,
+    is_missing,
+    name_of,
+    text_of,
+    values_of,
+)
 from polyreward.rewards.formats import RegexFormat, TagFormat
 from polyreward.rewards.length import LengthBudget, ThinkLengthReward, TrapezoidReward
 from polyreward.rewards.overlap import (
@@ -197,6 +206,52 @@ def test_columns_may_be_arrays(case):
     assert case.reward(None, [case.best, "?"], **{case.column: array})[0] == pytest.approx(case.maximum)
 
 
+@every
+def test_references_may_be_arrays_as_in_list_columns_of_parquet(case):
+    if case.column is None or not isinstance(case.reference, str | list | tuple):
+        return
+    accepted = [case.reference] if isinstance(case.reference, str) else case.reference
+    if isinstance(case.reference, str) and not isinstance(case.reward, ExactMatch | GridProximity | SequenceProximity):
+        return
+    column = np.empty(2, dtype=object)
+    column[:] = [np.array(accepted), np.array(accepted, dtype=object)]
+    assert case.reward(None, [case.best] * 2, **{case.column: column}) == pytest.approx([case.maximum] * 2)
+
+
+def test_arrays_in_what_a_reward_reads_are_lists_at_any_depth_and_others_are_left_alone():
+    seen = []
+
+    @dataclass(frozen=True)
+    class Probe(Reward):
+        @property
+        def reads(self):
+            return ("rows",)
+
+        def score(self, sample: Sample) -> float:
+            seen.append(sample.columns)
+            return 0.0
+
+    ragged = np.empty(2, dtype=object)
+    ragged[:] = [np.array([1, 2]), {"a": np.array([3])}]
+    image = np.zeros((2, 2))
+    Probe()(None, ["x"], rows=[ragged], image=[image])
+    assert seen[0]["rows"] == [[1, 2], {"a": [3]}]
+    assert seen[0]["image"] is image
+    calls = np.array([{"name": "f", "parameters": {"a": np.array([1, 2])}}], dtype=object)
+    right = CALL.replace('"a": 1', '"a": [1, 2]')
+    assert ToolCallReward()(None, [right], answer=[calls]) == [3.0]
+    assert GridProximity(block=(1, 2))(None, [GRID], answer=[np.array([[1, 2], [2, 1]])]) == [1.0]
+
+
+@pytest.mark.parametrize("make", [np.array, torch.tensor, np.float32])
+def test_single_numbers_among_the_columns_are_no_columns_and_serve_as_step(make):
+    assert ExactMatch()(None, ["a"], answer=["a"], temperature=make(1.0)) == [1.0]
+    columns = {"answer": [CALL] * 2, "step": make(75.0)}
+    assert ToolFormatReward(limits="dynamic")(None, [CALL, ""], **columns) == [1.5, -1.0]
+    with pytest.raises(InvalidInputError, match=r"column 'answer' has .*, expected a list of 1"):
+        ExactMatch()(None, ["a"], answer=make(1.0))
+
+
 def test_the_table_of_names_has_every_reward_that_a_recipe_can_make():
     import importlib
 
@@ -331,8 +386,14 @@ def test_values_of_reads_numbers_of_any_kind():
 
 
 def test_errors_count_rows_from_the_first():
-    with pytest.raises(InvalidInputError, match="'r' returned inf for completion 12"):
-        check_values([0.0, 0.0, math.inf], 3, "r", first=10)
+    token = first_row.set(10)
+    try:
+        with pytest.raises(InvalidInputError, match="'r' returned inf for completion 12"):
+            check_values([0.0, 0.0, math.inf], 3, "r")
+        with pytest.raises(InvalidInputError, match="column 'answer', row 11: an empty list"):
+            ExactMatch()(None, ["a", "a"], answer=["a", []])
+    finally:
+        first_row.reset(token)
 
 
 def test_asynchronous_members_are_refused():

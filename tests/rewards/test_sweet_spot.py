@@ -76,10 +76,14 @@ def test_custom_thresholds_and_levels():
         {"zones": 2, "levels": (0.5, 0.5)},
         {"zones": 2, "levels": (0.0, 1.1)},
         {"zones": 2, "levels": "steep"},
+        {"zones": 2, "thresholds": 5},
+        {"zones": 2, "thresholds": "5"},
+        {"zones": 2, "levels": 5},
+        {"zones": 2, "levels": (0.0, float("nan"))},
     ],
 )
 def test_bad_quantizers(options):
-    with pytest.raises(InvalidInputError):
+    with pytest.raises(InvalidInputError, match=r"zones|levels"):
         ZoneQuantizer(**options)
 
 
@@ -149,6 +153,34 @@ def test_proximity_is_clipped_and_nan_is_an_error():
     for empty in (np.array([np.nan]), torch.tensor([float("nan")])):
         with pytest.raises(InvalidInputError, match="NaN"):
             ZoneQuantizer().zone(empty)
+
+
+@pytest.mark.parametrize("make", [np.array, torch.tensor])
+def test_errors_of_arrays_say_which_element(make):
+    nan = float("nan")
+    field, prefix = GaussianBoxField(), SequencePrefix()
+    steps = make([[0.0, 0.0], [0.0, nan]])
+    for call, message in (
+        (lambda: ZoneQuantizer().zone(make([0.0, nan])), "NaN in the proximity at index 1"),
+        (lambda: ZoneQuantizer().zone(make([[0.0, 0.0], [nan, 0.0]])), r"NaN in the proximity at index \(1, 0\)"),
+        (lambda: ZoneQuantizer().zone(make(nan)), "NaN in the proximity$"),
+        (lambda: sweet_spot(make([1.0, 0.5]), make([1.0, 1.0]), None), "outcome at index 1 .* must be 0 or 1"),
+        (lambda: field(make([0.0, 0.0]), make([[0.0, 0, 1, 1], [0, 0, 0, 1]])), "the box at index 1 has no area"),
+        (lambda: field(make([0.0, 0.0]), make([0.0, 0, 0, 1])), "the box has no area"),
+        (lambda: field(make([[0.0, nan], [0.0, 0.0]]), make([0.0, 0, 1, 1])), "NaN in the point at index 0"),
+        (lambda: prefix(make([[1], [1]]), make([[1], [1]]), make([1, 0])), "an empty target at index 1"),
+        (lambda: over_target(make([[1.0], [1.0]]), make([1, 0])), "an empty target at index 1"),
+        (lambda: over_target(steps, 0), "an empty target$"),
+        (lambda: over_target(steps, 2), r"NaN in the proximity of the step at index \(1, 1\)"),
+    ):
+        with pytest.raises(InvalidInputError, match=message):
+            call()
+
+
+def test_completions_may_be_an_array():
+    reward = SweetSpotReward(ExactMatch(), LinesCorrect())
+    assert reward(None, np.array(["a", "b"], dtype=object), answer=["a", "a"]) == [1.5, 0]
+    assert reward(None, np.array([], dtype=object)) == []
 
 
 def test_outcomes_other_than_0_and_1_and_unknown_gates_are_refused():
@@ -236,8 +268,9 @@ def test_block_match_refuses_what_does_not_fit():
     for prediction, target in ((np.zeros((4, 4)), np.zeros((9, 9))), (np.zeros((4, 4)), np.zeros((4, 4)))):
         with pytest.raises(InvalidInputError):
             BlockMatch((3, 3))(prediction, target)
-    with pytest.raises(InvalidInputError):
-        BlockMatch((0, 3))
+    for block in ((0, 3), (3,), (1.5, 2), 5, "33"):
+        with pytest.raises(InvalidInputError, match="block must be two positive whole numbers, got"):
+            BlockMatch(block)
 
 
 @given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=1, max_size=8), st.integers(1, 8))
@@ -279,6 +312,9 @@ def test_grid_reward_counts_missing_cells_as_wrong():
     assert reward(None, texts[:2], answer=[rows, [rows, [[0, 0], [0, 0]]]]) == pytest.approx([1, 15 / 16])
     with pytest.raises(InvalidInputError, match="no rectangular grid"):
         reward(None, [solution], answer=[[]])
+    with pytest.raises(InvalidInputError, match="row 0: blocks of 2 x 2 do not tile a grid of 1 x 4"):
+        reward(None, [solution], answer=[solution.split("\n")])  # a text in a list is a whole solution
+    assert GridProximity(block=(1, 2))(None, ["3 4"], answer=[["1 2", "3 4"]]) == [1]
     zoned = GridProximity(block=(2, 2), zones=3)
     assert zoned(None, texts[:2], answer=[solution] * 2) == [1, 1]
 

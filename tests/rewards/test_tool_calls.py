@@ -265,6 +265,15 @@ def test_cost_of_calls():
     assert ToolUseCost(0.5)(None, texts) == [0, -0.5, -1, -2, -0.5, 0]
     assert ToolUseCost(0.5, free=1, most=3)(None, texts) == [0, 0, -0.5, -1, 0, 0]
     assert math.copysign(1, ToolUseCost()(None, ["x"])[0]) == 1
-    for options in ({"cost": -1}, {"free": -1}, {"free": 3, "most": 2}):
+    for options in (
+        {"cost": -1},
+        {"cost": math.nan},
+        {"cost": math.inf},
+        {"cost": "x"},
+        {"free": -1},
+        {"free": math.nan},
+        {"free": 3, "most": 2},
+        {"most": math.inf},
+    ):
         with pytest.raises(InvalidInputError):
             ToolUseCost(**options)

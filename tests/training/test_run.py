@@ -89,6 +89,42 @@ def test_a_reward_that_loops_for_ever_costs_its_limit_and_its_samples(tiny: Path
     assert set(values[~torch.isnan(values)].tolist()) <= {1.0}
 
 
+OWN = {
+    "needs": "def needs(prompts, completions, gold, **columns):\n    return [0.0] * len(completions)\n",
+    "raises": "def raises(prompts, completions, **columns):\n    raise KeyError('x')\n",
+    "nothing": "def nothing(prompts, completions, **columns):\n    return [None] * len(completions)\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["rewards.brevity.use=FOLDER/needs.py:needs"], "reward 'brevity' reads the column 'gold'"),
+        (
+            ["rewards.brevity.use=FOLDER/raises.py:raises", "executor.workers=0", "evaluation.score=brevity"],
+            "reward 'brevity' failed: KeyError: 'x'",
+        ),
+        (
+            ["rewards.brevity.use=FOLDER/nothing.py:nothing", "executor.workers=0", "evaluation.score=brevity"],
+            "the reward 'brevity' scored none of the 6 held-out prompts",
+        ),
+        (["advantage.chain=[{part='WeightedSum'},{part='Center',by='tsk'}]"], "no column 'tsk' to group by.*'task'"),
+        (["training.prompts_per_step=200"], "24 prompts to train on, fewer than training.prompts_per_step=200"),
+        (["training.device=cuda"], "torch finds no CUDA device"),
+        (["training.report_to=['foo']"], "training.report_to: .*foo"),
+    ],
+)
+def test_what_cannot_work_stops_before_training(tiny: Path, tmp_path: Path, overrides: list[str], message: str) -> None:
+    if "cuda" in message.lower() and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    for name, code in OWN.items():
+        (tmp_path / f"{name}.py").write_text(code)
+    recipe = load_recipe(tiny, [override.replace("FOLDER", str(tmp_path)) for override in overrides])
+    with pytest.raises(PolyrewardError, match=message):
+        run_recipe(recipe, tmp_path / "out")
+    run_recipe(load_recipe(tiny, ["training.steps=1"]), tmp_path / "out")  # nothing is in the way of the mended recipe
+
+
 def test_a_set_reward_of_ones_own_sees_the_whole_batch(tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "whole.py").write_text(
         "async def share(prompts, completions, **columns):\n    return [1 / len(completions)] * len(completions)\n"
@@ -189,6 +225,35 @@ def test_bad_prompt_files(tmp_path: Path, name: str, content: str, message: str)
     path.write_text(content)
     with pytest.raises(PolyrewardError, match=message):
         read_prompts(path, ColumnsSection())
+
+
+def test_excel_files_and_held_out_rows_of_every_task(tiny: Path, tmp_path: Path) -> None:
+    rows = [f"q{i},{task}" for task in "abc" for i in range(10)]
+    (tmp_path / "p.csv").write_bytes(b"\xef\xbb\xbf" + "\n".join(["q,task", *rows]).encode())
+    recipe = load_recipe(tiny, [f"data.path={tmp_path / 'p.csv'}", "data.columns.prompt=q", "policy.model=m"])
+    prompts = load_prompts(recipe, 0)
+    assert {row["task"] for row in prompts.held_out} == set("abc")
+    assert len(prompts.held_out) == 3
+    (tmp_path / "twice.csv").write_text("q,q\n1,2\n")
+    with pytest.raises(InvalidInputError, match="has the column 'q' 2 times"):
+        read_prompts(tmp_path / "twice.csv", ColumnsSection(prompt="q"))
+    (tmp_path / "latin.csv").write_bytes(b"prompt\ncaf\xe9\n")
+    with pytest.raises(InvalidInputError, match=r"latin\.csv.*not UTF-8"):
+        read_prompts(tmp_path / "latin.csv", ColumnsSection())
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"prompt": 5}, "row 1: the column 'prompt' is 5, expected a text or a list of chat messages"),
+        ({"prompt": [{"rolle": "user", "content": "x"}]}, "expected messages with 'role' and 'content'"),
+        ({"prompt": "x", "completions": "y"}, "has a column 'completions', which is what rewards get"),
+    ],
+)
+def test_prompts_that_are_none(tmp_path: Path, row: dict, message: str) -> None:
+    (tmp_path / "p.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(InvalidInputError, match=message):
+        read_prompts(tmp_path / "p.jsonl", ColumnsSection())
 
 
 def test_prompt_files_are_mapped_alike_in_every_format(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ preset that returns such a chain. `compute_advantages` runs one on a `RewardBatc
 ``PRESETS`` and ``PARTS`` map the names that recipes use to presets and parts.
 """
 
-from polyreward.advantages.config import PARTS, from_config, to_code, to_config
+from polyreward.advantages.config import PARTS, columns_of, from_config, to_code, to_config
 from polyreward.advantages.gaussian import Gaussianize, gaussianize
 from polyreward.advantages.moving_scale import MovingScale, TaskMoments
 from polyreward.advantages.parts import Center, LeaveOneOut, Scale, Standardize, WeightedSum, Whiten
@@ -64,6 +64,7 @@ __all__ = [
     "by_quantile",
     "by_tool_calls",
     "chain",
+    "columns_of",
     "compute_advantages",
     "dr_grpo",
     "ema_grpo",

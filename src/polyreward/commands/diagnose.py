@@ -66,11 +66,11 @@ def diagnose(
     try:
         if fail_on not in (None, "warning", "error"):
             raise InvalidInputError(f"--fail-on must be 'warning' or 'error', got {fail_on!r}")
-        look = _Look(log, _pairs(mapping, "--map"), _weights(weight), reference, task, stratum, what_if).of_run()
+        look = _Look(log, _pairs(mapping, "--map"), _weights(weight), reference, task, stratum, what_if)
         if follow:
             failed = _follow(look, html, json, every, fail_on)
         else:
-            diagnosis = look.diagnose(quiet=json)
+            diagnosis = look.of_run().diagnose(quiet=json)
             _show(diagnosis, log, html, json)
             failed = _fails(diagnosis, fail_on)
     except PolyrewardError as error:
@@ -109,11 +109,13 @@ class _Look:
 
     def read(self, unfinished: bool = False) -> RewardBatch:
         """The log, without the columns that no check asks for."""
+        from polyreward.advantages.config import columns_of
         from polyreward.audit.diagnose.reference import may_be_trusted
         from polyreward.data.files import UnfinishedError
         from polyreward.data.rollouts import read_rollouts
 
-        chosen = {*_USED, self.task, self.stratum, self.reference, *self.mapping}
+        of_transform = () if self.transform is None else columns_of(self.transform)
+        chosen = {*_USED, self.task, self.stratum, self.reference, *self.mapping, *of_transform}
 
         def keep(name: str) -> bool:
             return name in chosen or may_be_trusted(name)
@@ -209,12 +211,13 @@ def _follow(look: _Look, html: Path | None, as_json: bool, every: float, fail_on
             if state != seen:
                 seen = state
                 try:
-                    batch = look.read(unfinished=True)
+                    now = look.of_run()  # a run writes its recipe when it starts
+                    batch = now.read(unfinished=True)
                 except (MissingFileError, UnfinishedError) as error:
                     # nothing has been written yet, or the first file only in part
                     console.print(f"waiting for {look.log}: {error}", markup=False, soft_wrap=True)
                 else:
-                    diagnosis = look.diagnose(batch, quiet=True)
+                    diagnosis = now.diagnose(batch, quiet=True)
                     console.clear()
                     _show(diagnosis, look.log, html, as_json, line=True)
                     if _fails(diagnosis, fail_on):

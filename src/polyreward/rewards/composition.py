@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from polyreward.errors import InvalidInputError
-from polyreward.rewards.contract import Reward, RewardFunction, as_list, name_of, values_of
+from polyreward.rewards.contract import Reward, RewardFunction, as_list, check_values, is_finite, name_of, values_of
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,11 @@ class Composed(Reward):
         return self.name
 
     def __call__(self, prompts: Sequence[Any] | None, completions: Sequence[Any], **columns: Any) -> list[float | None]:
-        """One value a completion. `InvalidInputError` names a member that returns something else."""
+        """One value a completion. `InvalidInputError` names a member that returns something else, and an overflow."""
         values = [values_of(member, prompts, completions, columns) for member in self.members]
-        return as_list(self.combine(np.stack(values)))
+        with np.errstate(over="ignore", invalid="ignore"):  # the check below names reward and row
+            combined = self.combine(np.stack(values))
+        return as_list(check_values(combined, len(completions), self.name))
 
 
 def named(reward: RewardFunction, name: str) -> Reward:
@@ -174,8 +176,7 @@ def affine(reward: RewardFunction, scale: float = 1.0, shift: float = 0.0, name:
     InvalidInputError
         A scale or shift that is not finite.
     """
-    if not np.isfinite([scale, shift]).all():
-        raise InvalidInputError(f"affine needs finite numbers, got scale={scale}, shift={shift}")
+    _finite("affine", scale=scale, shift=shift)
     title = name_of(reward) if scale == 1 else f"{scale:g}*({name_of(reward)})"
     title = title if shift == 0 else f"{title} {'+' if shift > 0 else '-'} {abs(shift):g}"
     return Composed((reward,), partial(_affine, scale=float(scale), shift=float(shift)), name or title)
@@ -183,8 +184,8 @@ def affine(reward: RewardFunction, scale: float = 1.0, shift: float = 0.0, name:
 
 def _finite(where: str, **numbers: float | None) -> None:
     for name, number in numbers.items():
-        if number is not None and not np.isfinite(number):
-            raise InvalidInputError(f"{where}: {name} must be finite, got {number}")
+        if number is not None and not is_finite(number):
+            raise InvalidInputError(f"{where}: {name} must be a finite number, got {number!r}")
 
 
 def _first(values: np.ndarray) -> np.ndarray:
@@ -192,7 +193,9 @@ def _first(values: np.ndarray) -> np.ndarray:
 
 
 def _sum(values: np.ndarray, weights: tuple[float, ...]) -> np.ndarray:
-    total = np.asarray(weights) @ np.nan_to_num(values)
+    # term by term: a matrix product rounds equal rows differently, by their place in the batch
+    total = sum(weight * member for weight, member in zip(weights, np.nan_to_num(values), strict=True))
+    total = np.where(np.isnan(total), np.inf, total)  # inf - inf is an overflow, not "does not apply"
     return np.where(np.isnan(values).all(axis=0), np.nan, total)
 
 

@@ -14,7 +14,8 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -25,6 +26,9 @@ from polyreward.errors import InvalidInputError, MissingColumnError, nearest
 
 RewardFunction = Callable[..., Sequence[float | None]]
 _NUMBER = int | float | np.number
+
+#: Row of the first completion in the caller's batch, for errors; a worker that is given a part of a batch sets it.
+first_row: ContextVar[int] = ContextVar("first_row", default=0)
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,8 @@ class Sample:
         Index in the batch.
     prompt, completion : str or list of messages
     columns : mapping of column name to this row's value
-        Every column of the batch that has one entry a row.
+        Every column of the batch that has one entry a row. Arrays in the columns that the reward reads (list columns of
+        pandas and parquet) are lists here.
     step : float or None
         Training step, where the batch tells it.
     tokens : int or None
@@ -106,6 +111,7 @@ class Reward:
         values: list[float | None] = []
         for row in range(rows):
             own = {name: column[row] for name, column in tables.items()}
+            own |= {name: _without_arrays(own[name]) for name in self.reads}
             if any(is_missing(own[name]) for name in self.reads):
                 values.append(None)
                 continue
@@ -119,14 +125,15 @@ class Reward:
         if name not in columns:
             raise MissingColumnError(f"reward {self.__name__!r} reads the column {name!r}{nearest(name, columns)}")
         if not _is_column(columns[name], rows):
-            found = f"{len(columns[name])} entries" if hasattr(columns[name], "__len__") else repr(columns[name])
+            found = f"{len(columns[name])} entries" if is_listing(columns[name]) else repr(columns[name])
             raise InvalidInputError(
                 f"reward {self.__name__!r}: column {name!r} has {found}, expected a list of {rows}, one a completion"
             )
 
     def refuse(self, sample: Sample, column: str, problem: str) -> InvalidInputError:
         """The error of a reference that cannot be used; the caller raises it."""
-        return InvalidInputError(f"reward {self.__name__!r}: column {column!r}, row {sample.row}: {problem}")
+        row = first_row.get() + sample.row
+        return InvalidInputError(f"reward {self.__name__!r}: column {column!r}, row {row}: {problem}")
 
     def __add__(self, other: RewardFunction | float) -> Reward:
         from polyreward.rewards.composition import affine, weighted_sum
@@ -146,7 +153,11 @@ class Reward:
     __rmul__ = __mul__
 
     def __truediv__(self, divisor: float) -> Reward:
-        return self * (1 / divisor) if isinstance(divisor, _NUMBER) else NotImplemented
+        if not isinstance(divisor, _NUMBER):
+            return NotImplemented
+        if divisor == 0 or not is_finite(divisor):
+            raise InvalidInputError(f"reward {self.__name__!r} / {divisor}: expected a finite divisor other than 0")
+        return self * (1 / divisor)
 
     def __neg__(self) -> Reward:
         return self * -1.0
@@ -195,6 +206,30 @@ def is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, float | np.floating) and math.isnan(value))
 
 
+def is_finite(value: Any) -> bool:
+    """Whether a value is a finite number."""
+    try:
+        return math.isfinite(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # RuntimeError: a tensor of several elements
+        return False
+
+
+def finite_numbers(values: Any) -> tuple[float, ...] | None:
+    """The values as a tuple of floats; None where they are no list of finite numbers."""
+    try:
+        entries = list(values)
+    except TypeError:
+        return None
+    return tuple(map(float, entries)) if all(map(is_finite, entries)) else None
+
+
+def is_listing(values: Any) -> bool:
+    """Whether values are a list or something like one, such as an array or tensor with an axis."""
+    if isinstance(values, str | bytes | Mapping) or not hasattr(values, "__getitem__"):
+        return False
+    return hasattr(values, "__len__") and _has_axis(values)
+
+
 def name_of(reward: RewardFunction) -> str:
     """The name under which a reward is logged."""
     return str(getattr(reward, "__name__", type(reward).__name__))
@@ -219,7 +254,7 @@ def values_of(
     return check_values(result, len(completions), name)
 
 
-def check_values(result: Any, rows: int, name: str, first: int = 0) -> np.ndarray:
+def check_values(result: Any, rows: int, name: str) -> np.ndarray:
     """What a reward returned as float64 (rows,), NaN where it does not apply.
 
     Parameters
@@ -229,13 +264,12 @@ def check_values(result: Any, rows: int, name: str, first: int = 0) -> np.ndarra
         Number of completions that it was given.
     name : str
         Name of the reward, for errors.
-    first : int
-        Row of the first completion in the batch, for errors.
 
     Raises
     ------
     InvalidInputError
-        Not one number or None a completion, or an infinite number; the message names the reward and the row.
+        Not one number or None a completion, or an infinite number; the message names the reward and the row, counted
+        from `first_row`.
     """
     if isinstance(result, str | bytes | Mapping | Set) or not (hasattr(result, "__iter__") and _has_axis(result)):
         kind = type(result).__name__
@@ -243,7 +277,7 @@ def check_values(result: Any, rows: int, name: str, first: int = 0) -> np.ndarra
     returned = list(result)
     if len(returned) != rows:
         raise InvalidInputError(f"reward {name!r} returned {len(returned)} values for {rows} completions")
-    values = np.full(rows, np.nan)
+    values, first = np.full(rows, np.nan), first_row.get()
     for row, value in enumerate(returned):
         if value is None:
             continue
@@ -257,7 +291,7 @@ def check_values(result: Any, rows: int, name: str, first: int = 0) -> np.ndarra
             ) from None
         if math.isinf(values[row]):
             raise InvalidInputError(
-                f"reward {name!r} returned {value!r} for completion {first + row}; rewards must be finite"
+                f"reward {name!r} returned {values[row]} for completion {first + row}; rewards must be finite"
             )
     return values
 
@@ -266,15 +300,43 @@ def _has_axis(result: Any) -> bool:
     return getattr(result, "ndim", 1) > 0
 
 
+def needed_columns(reward: Callable[..., Any]) -> tuple[str, ...]:
+    """Columns that a reward function cannot be called without: its parameters without a default."""
+    while callable(inner := getattr(reward, "reward", None)):  # under a name, or in the executor
+        reward = inner
+    try:
+        parameters = inspect.signature(reward).parameters.values()
+    except (TypeError, ValueError):  # some callables of other languages have no signature
+        return ()
+    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    needed = (p.name for p in parameters if p.default is inspect.Parameter.empty and p.kind in by_name)
+    return tuple(name for name in needed if name not in ("prompts", "completions"))
+
+
+def refuse_missing(name: str, needed: Sequence[str], known: Iterable[str]) -> None:
+    """`MissingColumnError` for the first column that a reward needs and that is not known."""
+    known = set(known)
+    for column in needed:
+        if column not in known:
+            raise MissingColumnError(f"reward {name!r} reads the column {column!r}{nearest(column, known)}")
+
+
 def as_list(values: np.ndarray) -> list[float | None]:
     """Float array (N,) as a list with None in place of NaN."""
     return [None if math.isnan(value) else value for value in values.tolist()]
 
 
 def _is_column(values: Any, rows: int) -> bool:
-    if isinstance(values, str | bytes | Mapping) or not hasattr(values, "__getitem__"):
-        return False
-    return hasattr(values, "__len__") and len(values) == rows
+    return is_listing(values) and len(values) == rows
+
+
+def _without_arrays(value: Any) -> Any:
+    """A value with lists in place of arrays, at any depth of what arrays and dicts hold."""
+    if isinstance(value, dict):
+        return {key: _without_arrays(entry) for key, entry in value.items()}
+    if not isinstance(value, np.ndarray):
+        return value
+    return [_without_arrays(entry) for entry in value] if value.dtype == object and value.ndim else value.tolist()
 
 
 def _steps(columns: Mapping[str, Any], rows: int) -> list[float | None]:
@@ -283,4 +345,6 @@ def _steps(columns: Mapping[str, Any], rows: int) -> list[float | None]:
     step = columns.get("step") if state is None else state.global_step
     if _is_column(step, rows):
         return [None if is_missing(value) else float(value) for value in step]  # type: ignore[union-attr]
-    return [float(step) if isinstance(step, int | float | np.number) else None] * rows
+    if getattr(step, "ndim", None) == 0:  # an array or tensor of one number
+        step = step.item()  # type: ignore[union-attr]
+    return [float(step) if isinstance(step, int | float) else None] * rows

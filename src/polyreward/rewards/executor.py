@@ -31,12 +31,13 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
+from numbers import Integral, Real
 from typing import Any, NoReturn
 
 import cloudpickle
 
 from polyreward.errors import InvalidInputError, PolyrewardError
-from polyreward.rewards.contract import Reward, RewardFunction, name_of
+from polyreward.rewards.contract import Reward, RewardFunction, is_listing, name_of
 from polyreward.rewards.executor_pool import LocalPool, Outcome, Task
 
 HOOKS = ("log_extra", "log_metric")
@@ -108,7 +109,7 @@ class RewardExecutor:
     Raises
     ------
     InvalidInputError
-        A number that is not positive.
+        A number that is not positive, or not whole where it counts.
     MissingExtraError
         Ray is asked for and not installed.
     """
@@ -121,10 +122,11 @@ class RewardExecutor:
         ray_address: str | None = None,
         start_limit: float = 120.0,
     ) -> None:
-        given = {"workers": workers, "time_limit": time_limit, "queue": queue, "start_limit": start_limit}
-        for name, value in given.items():
-            if value is not None and not value > 0:
-                raise InvalidInputError(f"RewardExecutor: {name} must be positive, got {value}")
+        if workers is not None:
+            _check_positive("RewardExecutor: workers", workers, whole=True)
+        _check_positive("RewardExecutor: queue", queue, whole=True)
+        _check_positive("RewardExecutor: time_limit", time_limit)
+        _check_positive("RewardExecutor: start_limit", start_limit)
         self.time_limit = float(time_limit)
         self._timings: dict[str, RewardTiming] = {}
         self._lock = threading.Lock()
@@ -167,8 +169,8 @@ class RewardExecutor:
         title = name or name_of(reward)
         if not callable(reward):
             raise InvalidInputError(f"{reward!r} is not a reward function")
-        if time_limit is not None and not time_limit > 0:
-            raise InvalidInputError(f"reward {title!r}: time_limit must be positive, got {time_limit}")
+        if time_limit is not None:
+            _check_positive(f"reward {title!r}: time_limit", time_limit)
         try:
             task = Task(next(_keys), title, cloudpickle.dumps(reward), [*map(str, sys.path)])
         except PolyrewardError:
@@ -314,7 +316,7 @@ class _Batch:
                 continue
             if title == "trainer_state":
                 self.shared[title] = _plain_state(column)
-            elif not _is_listing(column):
+            elif not is_listing(column):
                 self.shared[title] = column
             elif len(column) != rows and per_sample:
                 raise InvalidInputError(
@@ -380,16 +382,14 @@ class _Batch:
         )
 
 
+def _check_positive(what: str, value: Any, whole: bool = False) -> None:
+    if not isinstance(value, Integral if whole else Real) or not value > 0:  # type: ignore[operator]
+        raise InvalidInputError(f"{what} must be a positive {'whole ' if whole else ''}number, got {value!r}")
+
+
 def _processors() -> int:
     """CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _is_listing(column: Any) -> bool:
-    """Whether a column is a list or something like one."""
-    if isinstance(column, str | bytes | Mapping) or not hasattr(column, "__getitem__"):
-        return False
-    return hasattr(column, "__len__") and getattr(column, "ndim", 1) > 0
 
 
 def _part(column: Any, unit: range) -> Any:

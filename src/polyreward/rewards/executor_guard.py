@@ -38,7 +38,7 @@ from typing import Any
 import numpy as np
 
 from polyreward.errors import InvalidInputError, MissingColumnError
-from polyreward.rewards.contract import as_list, check_values, name_of
+from polyreward.rewards.contract import as_list, check_values, first_row, name_of
 
 HEADER = struct.Struct("<Q")
 TAG = "POLYREWARD_WORKER"
@@ -328,6 +328,7 @@ def _score(reward: Any, item: bytes) -> tuple[Any, ...]:
     logs: list[tuple[Any, ...]] = []
     try:
         first, prompts, completions, columns, hooks, name = pickle.loads(item)
+        first_row.set(first)
         for hook in hooks:
             columns[hook] = functools.partial(_record, logs, hook)
         result = reward(prompts=prompts, completions=completions, **columns)
@@ -340,7 +341,7 @@ def _score(reward: Any, item: bytes) -> tuple[Any, ...]:
         return "raised", _text_of(error), time.perf_counter() - begin
     seconds = time.perf_counter() - begin
     try:
-        values = check_values(result, len(completions), name or name_of(reward), first)
+        values = check_values(result, len(completions), name or name_of(reward))
     except InvalidInputError as error:
         return "wrong", str(error)
     return "value", as_list(values), seconds, logs

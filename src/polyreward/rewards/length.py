@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from polyreward.errors import InvalidInputError
-from polyreward.rewards.contract import Reward, Sample
+from polyreward.rewards.contract import Reward, Sample, is_finite
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,7 +47,7 @@ class Trapezoid:
 
     def __post_init__(self) -> None:
         bounds = (self.minimum, self.low, self.high, self.maximum)
-        if not all(math.isfinite(b) and b >= 0 for b in bounds) or list(bounds) != sorted(bounds):
+        if not all(is_finite(b) and b >= 0 for b in bounds) or list(bounds) != sorted(bounds):
             raise InvalidInputError(f"expected 0 <= minimum <= low <= high <= maximum, got {bounds}")
 
     def __call__(self, length: np.ndarray | Tensor | float) -> Any:
@@ -129,10 +129,9 @@ class LengthBudget(Reward):
 
     def __post_init__(self) -> None:
         _check_unit(self.unit)
-        if not 0 <= self.budget < self.limit or not self.penalty < 0:
-            raise InvalidInputError(
-                f"expected 0 <= budget < limit and penalty < 0, got {self.budget}, {self.limit}, {self.penalty}"
-            )
+        given = (self.budget, self.limit, self.penalty)
+        if not all(map(is_finite, given)) or not 0 <= self.budget < self.limit or not self.penalty < 0:
+            raise InvalidInputError(f"expected finite 0 <= budget < limit and penalty < 0, got {given}")
         if self.shape not in ("linear", "cosine"):
             raise InvalidInputError(f"shape must be 'linear' or 'cosine', got {self.shape!r}")
 
@@ -194,6 +193,10 @@ def _check_unit(unit: str) -> None:
 
 
 def _trapezoid(task: str, bounds: Sequence[float]) -> Trapezoid:
-    if len(bounds) != 4:
-        raise InvalidInputError(f"task {task!r}: expected (minimum, low, high, maximum), got {bounds}")
-    return Trapezoid(*bounds)
+    try:
+        return Trapezoid(*bounds)
+    except (TypeError, InvalidInputError) as error:  # TypeError: not a list of four
+        raise InvalidInputError(
+            f"task {task!r}: expected (minimum, low, high, maximum) with 0 <= minimum <= low <= high <= maximum, "
+            f"got {bounds!r}"
+        ) from error

@@ -42,14 +42,14 @@ def mean_relative_accuracy(
 ) -> Any:
     """Mean over t in {0.50, 0.55, ..., 0.95} of ``[relative error < 1 - t]``, in [0, 1] (arXiv 2512.03043).
 
-    The comparison is strict, with `tolerance` against rounding: an error of exactly ``1 - t`` does not count. For a
-    target of 0 only 0 is right. NaN in the prediction earns 0.
+    The comparison is strict: an error of exactly ``1 - t`` does not count. `tolerance`, at least 4 units of rounding of
+    the given dtype, stands against rounding. For a target of 0 only 0 is right. NaN in the prediction earns 0.
     """
-    tensor = hasattr(prediction, "new_tensor") or hasattr(target, "new_tensor")
-    p: Any = prediction if tensor else np.asarray(prediction, dtype=np.float64)
-    t: Any = target if tensor else np.asarray(target, dtype=np.float64)
+    tensor = next((values for values in (prediction, target) if hasattr(values, "new_tensor")), None)
+    p, t = _in_float64(prediction, tensor), _in_float64(target, tensor)
+    slack = max(tolerance, 4 * _rounding(prediction), 4 * _rounding(target))
     miss, size = abs(p - t), abs(t)
-    counts = [((miss < (1 - threshold - tolerance) * size) | (miss == 0)) * 1.0 for threshold in THRESHOLDS]
+    counts = [((miss < (1 - threshold - slack) * size) | (miss == 0)) * 1.0 for threshold in THRESHOLDS]
     return sum(counts) / len(THRESHOLDS)
 
 
@@ -254,6 +254,25 @@ class TranscriptionReward(Reward):
         if not wanted.split():
             raise self.refuse(sample, self.column, "the reference has no words")
         return wer_score(wanted.lower(), given.lower()) if self.ignore_case else wer_score(wanted, given)
+
+
+def _in_float64(values: Any, tensor: Any) -> Any:
+    """An array, or a tensor on the device of `tensor` where there is one."""
+    if tensor is None:
+        return np.asarray(values, dtype=np.float64)
+    import torch
+
+    return torch.as_tensor(values, dtype=torch.float64, device=tensor.device)
+
+
+def _rounding(values: Any) -> float:
+    """Distance from 1 to the next number of the dtype; 0 for whole numbers."""
+    if hasattr(values, "new_tensor"):
+        import torch
+
+        return torch.finfo(values.dtype).eps if values.dtype.is_floating_point else 0.0
+    dtype = np.asarray(values).dtype
+    return float(np.finfo(dtype).eps) if np.issubdtype(dtype, np.floating) else 0.0
 
 
 def _iou(first: Any, second: Any, axes: int) -> Any:

@@ -15,8 +15,8 @@ import numpy as np
 
 from polyreward.errors import InvalidInputError
 from polyreward.rewards.answers import check_place, find_answer, numbers_in
-from polyreward.rewards.contract import Reward, Sample
-from polyreward.rewards.sweet_spot import ZoneQuantizer
+from polyreward.rewards.contract import Reward, Sample, finite_numbers
+from polyreward.rewards.sweet_spot import ZoneQuantizer, at_first
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,12 +48,13 @@ class GaussianBoxField:
             A box without area, or NaN.
         """
         p, b = arrays(points, boxes)
-        if not bool((b[..., 2:] > b[..., :2]).all()):
-            raise InvalidInputError("a box has no area: expected left < right and top < bottom")
+        flat = ~(b[..., 2:] > b[..., :2]).all(-1)
+        if bool(flat.any()):
+            raise InvalidInputError(f"the box{at_first(flat)} has no area: expected left < right and top < bottom")
         centre, scale = (b[..., :2] + b[..., 2:]) / 2, self.spread * (b[..., 2:] - b[..., :2]) / 2
         squared = (((p - centre) / scale) ** 2).sum(-1)
         if bool((squared != squared).any()):
-            raise InvalidInputError("NaN in points or boxes")
+            raise InvalidInputError(f"NaN in the point{at_first(squared != squared)}")
         # np.exp of a tensor would leave torch; a tensor has its own
         return (-squared / 2).exp() if hasattr(squared, "new_tensor") else np.exp(-squared / 2)
 
@@ -74,9 +75,10 @@ class BlockMatch:
     quantizer: ZoneQuantizer | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "block", tuple(self.block))
-        if len(self.block) != 2 or min(self.block) < 1:
-            raise InvalidInputError(f"block must be two positive numbers, got {self.block}")
+        block = finite_numbers(self.block)
+        if block is None or len(block) != 2 or not all(size >= 1 and size.is_integer() for size in block):
+            raise InvalidInputError(f"block must be two positive whole numbers, got {self.block!r}")
+        object.__setattr__(self, "block", (int(block[0]), int(block[1])))
 
     def blocks(self, prediction: np.ndarray | Tensor, target: np.ndarray | Tensor) -> Any:
         """Fraction of matching cells of each block: grids (..., R, C) -> (..., R / rows, C / columns).
@@ -130,9 +132,7 @@ class SequencePrefix:
                 f"sequences of {prediction.shape[-1]} and {target.shape[-1]} steps; pad to one width"
             )
         same: Any = (prediction == target) * 1.0
-        size: Any = same.shape[-1] if lengths is None else lengths
-        if size < 1 if lengths is None else bool((size < 1).any()):
-            raise InvalidInputError("an empty target")
+        size = _checked_size(same.shape[-1] if lengths is None else lengths)
         run = same.cumprod(-1)
         if lengths is not None:
             at = np.arange(same.shape[-1])
@@ -157,11 +157,10 @@ def over_target(steps: np.ndarray | Tensor, lengths: np.ndarray | Tensor | int) 
     InvalidInputError
         An empty target, or NaN.
     """
-    size: Any = lengths
-    if bool((size < 1) if isinstance(size, int) else (size < 1).any()):
-        raise InvalidInputError("an empty target")
-    if bool((steps != steps).any()):  # type: ignore[union-attr]
-        raise InvalidInputError("NaN in the proximity of a step")
+    size = _checked_size(lengths)
+    missing: Any = steps != steps
+    if bool(missing.any()):
+        raise InvalidInputError(f"NaN in the proximity of the step{at_first(missing)}")
     at: Any = np.arange(steps.shape[-1])
     at = steps.new_tensor(at) if hasattr(steps, "new_tensor") else at
     inside = at < (size if isinstance(size, int) else size[..., None])
@@ -214,7 +213,8 @@ class GridProximity(Reward):
     Parameters
     ----------
     column : str
-        Column of the solution: its text or its rows, or a list of accepted solutions of which the closest counts.
+        Column of the solution: its text or its rows, or a list of accepted solutions of which the closest counts. Rows
+        are lists of cells; a text in a list is a whole solution, so that ``["1 2", "3 4"]`` are two of one row each.
     block : (rows, columns)
     zones : int or None
         Quantise each block into that many zones before the mean.
@@ -317,6 +317,13 @@ def arrays(first: Any, second: Any) -> tuple[Any, Any]:
         device = first.device if hasattr(first, "new_tensor") else second.device
         return torch.as_tensor(first, device=device), torch.as_tensor(second, device=device)
     return np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+
+
+def _checked_size(lengths: Any) -> Any:
+    empty = lengths < 1
+    if bool(empty if isinstance(lengths, int) else empty.any()):
+        raise InvalidInputError(f"an empty target{at_first(empty)}")
+    return lengths
 
 
 def _several(reference: Any) -> Sequence[Any]:

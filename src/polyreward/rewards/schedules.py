@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from polyreward.errors import InvalidInputError, MissingColumnError
+from polyreward.rewards.contract import finite_numbers, is_finite
 
 Limits = tuple[float, float]
 Scale = Literal["default", "equal", "two_stage", "dynamic"]
@@ -50,6 +51,8 @@ class TwoStage(Schedule):
     def __post_init__(self) -> None:
         for name in ("before", "after"):
             object.__setattr__(self, name, _check(f"TwoStage.{name}", getattr(self, name)))
+        if not is_finite(self.switch):
+            raise InvalidInputError(f"TwoStage.switch must be a finite number, got {self.switch!r}")
 
     def __call__(self, step: float) -> Limits:
         """Lowest and highest value at `step`."""
@@ -74,9 +77,10 @@ class LinearRamp(Schedule):
     def __post_init__(self) -> None:
         for name in ("start", "end"):
             object.__setattr__(self, name, _check(f"LinearRamp.{name}", getattr(self, name)))
-        object.__setattr__(self, "steps", tuple(self.steps))
-        if len(self.steps) != 2 or not all(steps > 0 for steps in self.steps):
-            raise InvalidInputError(f"LinearRamp.steps must be two positive numbers, got {self.steps}")
+        steps = finite_numbers(self.steps)
+        if steps is None or len(steps) != 2 or min(steps) <= 0:
+            raise InvalidInputError(f"LinearRamp.steps must be two positive numbers, got {self.steps!r}")
+        object.__setattr__(self, "steps", steps)
 
     def __call__(self, step: float) -> Limits:
         """Lowest and highest value at `step`."""
@@ -139,7 +143,7 @@ def limits_at(schedule: Schedule, step: float | None, name: str) -> Limits:
 
 
 def _check(where: str, limits: Sequence[float]) -> Limits:
-    pair = tuple(float(limit) for limit in limits)
-    if len(pair) != 2 or not pair[0] < pair[1]:
-        raise InvalidInputError(f"{where}: expected (low, high) with low < high, got {tuple(limits)}")
+    pair = finite_numbers(limits)
+    if pair is None or len(pair) != 2 or not pair[0] < pair[1]:
+        raise InvalidInputError(f"{where}: expected finite (low, high) with low < high, got {limits!r}")
     return pair  # type: ignore[return-value]

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from polyreward.errors import InvalidInputError
-from polyreward.rewards.contract import Reward, RewardFunction, as_list, name_of, values_of
+from polyreward.rewards.contract import Reward, RewardFunction, as_list, finite_numbers, first_row, name_of, values_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,20 +54,20 @@ class ZoneQuantizer:
         k = self.zones
         if not isinstance(k, int | np.integer) or k < 2:
             raise InvalidInputError(f"ZoneQuantizer needs a whole number of zones, at least 2, got {k}")
-        edges = [i / k for i in range(1, k)] if self.thresholds is None else [float(t) for t in self.thresholds]
+        edges = finite_numbers([i / k for i in range(1, k)] if self.thresholds is None else self.thresholds)
         if isinstance(self.levels, str):
             if self.levels not in ("linear", "amplified"):
                 raise InvalidInputError(f"levels must be 'linear', 'amplified' or {k} numbers, got {self.levels!r}")
             linear = self.levels == "linear"
-            steps = [i / (k - 1) if linear else (2**i - 1) / (2 ** (k - 1) - 1) for i in range(k)]
+            steps = finite_numbers(i / (k - 1) if linear else (2**i - 1) / (2 ** (k - 1) - 1) for i in range(k))
         else:
-            steps = [float(level) for level in self.levels]
-        if len(edges) != k - 1 or not _increase([0.0, *edges]) or edges[-1] > 1:
-            raise InvalidInputError(f"{k} zones need {k - 1} increasing thresholds in (0, 1], got {edges}")
-        if len(steps) != k or not _increase(steps) or steps[0] < 0 or steps[-1] > 1:
-            raise InvalidInputError(f"{k} zones need {k} increasing levels in [0, 1], got {steps}")
-        object.__setattr__(self, "thresholds", tuple(edges))
-        object.__setattr__(self, "levels", tuple(steps))
+            steps = finite_numbers(self.levels)
+        if edges is None or len(edges) != k - 1 or not _increase([0.0, *edges]) or edges[-1] > 1:
+            raise InvalidInputError(f"{k} zones need {k - 1} increasing thresholds in (0, 1], got {self.thresholds!r}")
+        if steps is None or len(steps) != k or not _increase(steps) or steps[0] < 0 or steps[-1] > 1:
+            raise InvalidInputError(f"{k} zones need {k} increasing levels in [0, 1], got {self.levels!r}")
+        object.__setattr__(self, "thresholds", edges)
+        object.__setattr__(self, "levels", steps)
 
     def zone(self, proximity: np.ndarray | Tensor | float) -> Any:
         """Zone 0..K-1 of each proximity, integer array or tensor of the same shape; proximity is clipped to [0, 1].
@@ -154,8 +154,11 @@ def sweet_spot(
     if gate not in ("none", "only_success"):
         raise InvalidInputError(f"gate must be 'none' or 'only_success', got {gate!r}")
     c: Any = outcome if hasattr(outcome, "new_tensor") else np.asarray(outcome, dtype=np.float64)
-    if not bool(((c == 0) | (c == 1)).all()):
-        raise InvalidInputError("an outcome of the sweet-spot reward must be 0 or 1; put a threshold on graded scores")
+    wrong = (c != 0) & (c != 1)
+    if bool(wrong.any()):
+        raise InvalidInputError(
+            f"the outcome{at_first(wrong)} of the sweet-spot reward must be 0 or 1; put a threshold on graded scores"
+        )
     s = _checked(proximity)
     zone = s * 0 - 1 if quantizer is None else quantizer.zone(s)
     level = s if quantizer is None else quantizer(s)
@@ -204,7 +207,7 @@ class SweetSpotReward(Reward):
 
     def __call__(self, prompts: Sequence[Any] | None, completions: Sequence[Any], **columns: Any) -> list[float | None]:
         """One value a completion."""
-        if not completions:
+        if len(completions) == 0:
             return []
         return as_list(self.explain(prompts, completions, **columns).total)
 
@@ -223,19 +226,29 @@ class SweetSpotReward(Reward):
         )
 
 
+def at_first(mask: Any) -> str:
+    """Where the first true entry of an array or tensor is, for errors; empty for a single value."""
+    shape = tuple(getattr(mask, "shape", ()))
+    if not shape:
+        return ""
+    index = [int(i) for i in np.unravel_index(int((mask * 1).argmax()), shape)]
+    return f" at index {index[0] if len(index) == 1 else tuple(index)}"
+
+
 def _check_values(member: RewardFunction, values: np.ndarray, fits: np.ndarray, expected: str) -> None:
     wrong = ~fits & ~np.isnan(values)
     if wrong.any():
         row = int(wrong.argmax())
         raise InvalidInputError(
-            f"sweet_spot: {name_of(member)!r} gave {values[row]:g} for completion {row}, expected {expected}"
+            f"sweet_spot: {name_of(member)!r} gave {values[row]:g} for completion {first_row.get() + row}, "
+            f"expected {expected}"
         )
 
 
 def _checked(proximity: Any) -> Any:
     values = proximity if hasattr(proximity, "new_tensor") else np.asarray(proximity, dtype=_float_of(proximity))
     if bool((values != values).any()):
-        raise InvalidInputError("NaN in the proximity")
+        raise InvalidInputError(f"NaN in the proximity{at_first(values != values)}")
     return values.clip(0, 1)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from polyreward.errors import InvalidInputError
 from polyreward.rewards.composition import weighted_sum
-from polyreward.rewards.contract import Reward, Sample
+from polyreward.rewards.contract import Reward, Sample, is_finite
 from polyreward.rewards.length import ThinkLengthReward
 from polyreward.rewards.schedules import Scale, Schedule, as_schedule, limits_at
 from polyreward.rewards.tool_matching import (
@@ -208,7 +208,7 @@ class ToolUseCost(Reward):
 
     Parameters
     ----------
-    cost : float >= 0
+    cost : float >= 0, finite
     free : int >= 0
         Calls that cost nothing.
     most : int or None
@@ -222,8 +222,9 @@ class ToolUseCost(Reward):
     most: int | None = None
 
     def __post_init__(self) -> None:
-        if self.cost < 0 or self.free < 0 or (self.most is not None and self.most < self.free):
-            raise InvalidInputError(f"expected cost >= 0 and 0 <= free <= most, got {self}")
+        most = self.free if self.most is None else self.most
+        if not all(map(is_finite, (self.cost, self.free, most))) or self.cost < 0 or not 0 <= self.free <= most:
+            raise InvalidInputError(f"expected finite numbers with cost >= 0 and 0 <= free <= most, got {self}")
 
     def score(self, sample: Sample) -> float:
         """Value of one completion."""

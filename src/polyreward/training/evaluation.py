@@ -26,13 +26,13 @@ class Evaluation:
 
     Attributes
     ----------
-    score : mean over tasks of the mean score, a share of each task's points
-    tasks : mean score of each task
+    score : mean over tasks of the mean score, a share of each task's points; None where nothing was scored
+    tasks : mean score of each task that has one
     calls : mean number of tool calls of each task
     samples : a few completions of each task, with their scores
     """
 
-    score: float
+    score: float | None
     tasks: dict[str, float]
     calls: dict[str, float]
     samples: list[dict[str, Any]]
@@ -90,9 +90,10 @@ def evaluate(
     scores = np.array([np.nan if value is None else value for value in values], dtype=float) / points
     tasks = np.array([str(row["task"]) for row in repeated])
     names = list(dict.fromkeys(tasks.tolist()))
-    per_task = {name: _mean(scores[tasks == name]) for name in names}
+    scored = ~np.isnan(scores)
+    per_task = {name: float(scores[here].mean()) for name in names if (here := scored & (tasks == name)).any()}
     return Evaluation(
-        score=_mean(np.array(list(per_task.values()))),
+        score=float(np.mean(list(per_task.values()))) if per_task else None,
         tasks=per_task,
         calls={name: float(np.array(calls)[tasks == name].mean()) for name in names},
         samples=[
@@ -149,7 +150,9 @@ class HeldOut:
             seed=self.seed,
         )
         entry = {"step": step, **found.as_dict()}
-        if self.writes:
+        if step and entry["score"] is None:  # the rewards' warnings say why; at step 0 the run stops
+            entry["score"] = 0.0
+        if self.writes and entry["score"] is not None:
             write_text(self.path, "".join(json.dumps(e) + "\n" for e in [*known.values(), entry]))
         return entry
 
@@ -169,8 +172,3 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[fl
         return mean, mean, mean
     half = float(stats.t.ppf((1 + confidence) / 2, array.size - 1) * array.std(ddof=1) / np.sqrt(array.size))
     return mean, mean - half, mean + half
-
-
-def _mean(values: np.ndarray) -> float:
-    present = values[~np.isnan(values)]
-    return float(present.mean()) if present.size else 0.0

@@ -80,8 +80,13 @@ class _Named:
         self.reward, self.__name__ = reward, name
 
     def __call__(self, prompts: Any, completions: Any, **columns: Any) -> list[float | None]:
-        result: Any = self.reward(prompts=prompts, completions=completions, **columns)
-        return asyncio.run(_finish(result)) if inspect.isawaitable(result) else result  # type: ignore[no-any-return]
+        try:
+            result: Any = self.reward(prompts=prompts, completions=completions, **columns)
+            return asyncio.run(_finish(result)) if inspect.isawaitable(result) else result  # type: ignore[no-any-return]
+        except PolyrewardError:
+            raise
+        except Exception as error:
+            raise InvalidInputError(f"reward {self.__name__!r} failed: {type(error).__name__}: {error}") from error
 
 
 async def _finish(result: Any) -> Any:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from polyreward.data.files import json_object
+from polyreward.data.files import WAIT, UnfinishedError, json_object
 from polyreward.errors import InvalidInputError, MissingColumnError, MissingFileError, nearest
 from polyreward.tasks.mixture import Family, rows
 from polyreward.training.recipe import ColumnsSection, Recipe
@@ -50,7 +51,8 @@ def load_prompts(recipe: Recipe, seed: int) -> Prompts:
     style = prompt_style(recipe)
     held_out = rows(families, recipe.tasks.held_out, HELD_OUT_SEED, style=style)
     known = frozenset(row["prompt"] for row in held_out)
-    return Prompts(rows(families, recipe.tasks.prompts, seed, style=style, exclude=known), held_out)
+    train = rows(families, recipe.tasks.prompts, seed, style=style, exclude=known)
+    return Prompts(_enough(train, recipe, "the task mixture"), held_out)
 
 
 def families_of(recipe: Recipe) -> list[Family]:
@@ -77,13 +79,15 @@ def read_prompts(path: str | Path, columns: ColumnsSection, split: str = "train"
                 f"{path} has no column {name!r} for the {meaning}{nearest(name, found)}; "
                 f"name it with --column {meaning}=NAME"
             )
+    reserved = next((name for name in ("prompts", "completions") if name in found), None)
+    if reserved is not None:
+        raise InvalidInputError(f"{path} has a column {reserved!r}, which is what rewards get; give it another name")
     answer = columns.answer or ("answer" if "answer" in found else None)
     task = columns.task or ("task" if "task" in found else None)
     result = []
     for number, row in enumerate(table, start=1):
         prompt = row[columns.prompt]
-        if prompt is None or prompt == "" or prompt == []:
-            raise InvalidInputError(f"{path}, row {number}: the column {columns.prompt!r} is empty")
+        _check_prompt(prompt, f"{path}, row {number}: the column {columns.prompt!r}")
         mapped = {"points": 1.0, **row, "prompt": prompt, "task": str(row[task]) if task else "all"}
         if answer:
             mapped["answer"] = row[answer]
@@ -94,17 +98,49 @@ def read_prompts(path: str | Path, columns: ColumnsSection, split: str = "train"
 def _own(recipe: Recipe, seed: int) -> Prompts:
     assert recipe.data.path is not None
     table = read_prompts(recipe.data.path, recipe.data.columns, recipe.data.split)
-    size = max(1, round(recipe.data.held_out * len(table)))
-    if size >= len(table):
+    if len(table) < 2:
         raise InvalidInputError(f"{recipe.data.path} has {len(table)} rows; at least 2 are needed to hold some out")
-    order = np.random.default_rng(HELD_OUT_SEED).permutation(len(table))
-    held_out = [table[i] for i in sorted(order[:size].tolist())]
+    chosen = _held_out(table, recipe.data.held_out)
+    held_out = [row for i, row in enumerate(table) if i in chosen]
     known = {json.dumps(row["prompt"], default=str) for row in held_out}
-    train = [table[i] for i in sorted(order[size:].tolist())]
+    train = [row for i, row in enumerate(table) if i not in chosen]
     train = [row for row in train if json.dumps(row["prompt"], default=str) not in known]
     if not train:
         raise InvalidInputError(f"{recipe.data.path}: every prompt is among the held-out ones")
-    return Prompts(train, held_out)
+    return Prompts(_enough(train, recipe, recipe.data.path), held_out)
+
+
+def _held_out(table: Sequence[Row], share: float) -> set[int]:
+    """Rows to hold out: the share of every task, at least one of each that has two, and at least one in all."""
+    order = np.random.default_rng(HELD_OUT_SEED).permutation(len(table)).tolist()
+    of_task: dict[str, list[int]] = {}
+    for row in order:
+        of_task.setdefault(table[row]["task"], []).append(row)
+    chosen: set[int] = set()
+    for own in of_task.values():
+        chosen.update(own[: min(max(1, round(share * len(own))), len(own) - 1)])
+    return chosen or set(order[:1])
+
+
+def _enough(train: list[Row], recipe: Recipe, source: str) -> list[Row]:
+    wanted = recipe.training.prompts_per_step
+    if len(train) < wanted:
+        raise InvalidInputError(
+            f"{source} has {len(train)} prompts to train on, fewer than training.prompts_per_step={wanted}; give more "
+            "prompts, or set it lower"
+        )
+    return train
+
+
+def _check_prompt(prompt: Any, where: str) -> None:
+    if prompt is None or prompt == "" or prompt == []:
+        raise InvalidInputError(f"{where} is empty")
+    if isinstance(prompt, list):
+        for message in prompt:
+            if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
+                raise InvalidInputError(f"{where} holds {message!r}, expected messages with 'role' and 'content'")
+    elif not isinstance(prompt, str):
+        raise InvalidInputError(f"{where} is {prompt!r}, expected a text or a list of chat messages")
 
 
 def _read(path: str | Path, split: str) -> list[Row]:
@@ -133,7 +169,10 @@ def _read_jsonl(file: Path) -> list[Row]:
         for number, line in enumerate(stream, start=1):
             if not line.strip():
                 continue
-            row = json_object(line, f"{file}, line {number}")
+            try:
+                row = json_object(line, f"{file}, line {number}")
+            except UnfinishedError as error:
+                raise InvalidInputError(str(error).removesuffix(f"; {WAIT}")) from error
             expected = expected or set(row)
             if set(row) != expected:
                 odd = sorted(set(row) ^ expected)
@@ -145,18 +184,24 @@ def _read_jsonl(file: Path) -> list[Row]:
 
 
 def _read_csv(file: Path) -> list[Row]:
-    with file.open(encoding="utf-8", newline="") as stream:
+    with file.open(encoding="utf-8-sig", newline="") as stream:
         reader = csv.reader(stream)
-        header = next(reader, [])
         table = []
-        for row in reader:
-            if not row:
-                continue
-            if len(row) != len(header):
-                raise InvalidInputError(
-                    f"{file}, line {reader.line_num}: {len(row)} fields, the header has {len(header)}"
-                )
-            table.append(dict(zip(header, row, strict=True)))
+        try:
+            header = next(reader, [])
+            twice = next((name for name in header if header.count(name) > 1), None)
+            if twice is not None:
+                raise InvalidInputError(f"{file} has the column {twice!r} {header.count(twice)} times; expected once")
+            for row in reader:
+                if not row:
+                    continue
+                if len(row) != len(header):
+                    raise InvalidInputError(
+                        f"{file}, line {reader.line_num}: {len(row)} fields, the header has {len(header)}"
+                    )
+                table.append(dict(zip(header, row, strict=True)))
+        except UnicodeDecodeError as error:
+            raise InvalidInputError(f"{file}, after line {reader.line_num}: not UTF-8 ({error.reason})") from error
     return table
 
 

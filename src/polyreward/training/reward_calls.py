@@ -12,7 +12,7 @@ from trl.trainer.utils import is_async_callable
 
 from polyreward.advantages.transform import Transform
 from polyreward.errors import InvalidInputError
-from polyreward.rewards.contract import as_list, check_values
+from polyreward.rewards.contract import as_list, check_values, needed_columns, refuse_missing
 
 
 def checked_reward(reward: Callable[..., Any], name: str) -> Callable[..., Any]:
@@ -21,15 +21,18 @@ def checked_reward(reward: Callable[..., Any], name: str) -> Callable[..., Any]:
     The wrapped reward raises `InvalidInputError` for a result that is not one finite number or None a completion, and
     gives None in place of NaN. Its time goes to the trainer's metrics as ``reward_seconds/NAME``.
     """
+    needed = needed_columns(reward)
     if is_async_callable(reward):
 
         async def call_later(*args: Any, **kwargs: Any) -> list[float | None]:
+            refuse_missing(name, needed, kwargs)
             begin = time.perf_counter()
             return _checked(await reward(*args, **kwargs), name, kwargs, time.perf_counter() - begin)
 
         return functools.update_wrapper(call_later, reward, updated=())
 
     def call(*args: Any, **kwargs: Any) -> list[float | None]:
+        refuse_missing(name, needed, kwargs)
         begin = time.perf_counter()
         return _checked(reward(*args, **kwargs), name, kwargs, time.perf_counter() - begin)
 

@@ -24,7 +24,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from polyreward.errors import InvalidInputError, MissingFileError, StorageError
+from polyreward.advantages.config import columns_of
+from polyreward.errors import (
+    InvalidInputError,
+    MissingColumnError,
+    MissingExtraError,
+    MissingFileError,
+    StorageError,
+    nearest,
+)
+from polyreward.rewards.contract import needed_columns, refuse_missing
 from polyreward.storage import write_json, write_text
 from polyreward.tasks.tools import ToolBox
 from polyreward.training.evaluation import HeldOut
@@ -45,6 +54,8 @@ if TYPE_CHECKING:
     from polyreward.rewards import RewardExecutor
 
 MOST_CALLS_TOLD_APART = 3  # strata: 0, 1, 2, and 3 or more tool calls
+_OF_RUN = {"task", "stratum", "tool_calls", "length", "completion_hash"}
+_OF_TRAINER = ("completion_ids", "trainer_state", "log_extra", "log_metric")
 _DISK_ERRORS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG)
 
 
@@ -72,7 +83,9 @@ def check_parts(recipe: Recipe, executor: RewardExecutor | None = None) -> Check
         if name.startswith((".", "/", "~")) or name.count("/") > 1:
             raise MissingFileError(f"policy.model: no such folder: {name}")
     families_of(recipe)
-    make_curriculum(recipe.curriculum, [family.name for family in recipe.tasks.families] or ["all"])
+    if recipe.data.path is None:
+        make_curriculum(recipe.curriculum, [family.name for family in recipe.tasks.families])
+    _check_machine(recipe)
     tools = ToolBox.of(recipe.tasks.tools if recipe.data.path is None else ())
     return Checked(
         [make_reward(reward, executor) for reward in recipe.rewards],
@@ -80,6 +93,37 @@ def check_parts(recipe: Recipe, executor: RewardExecutor | None = None) -> Check
         make_objective(recipe.objective),
         tools,
     )
+
+
+def check_prompts(recipe: Recipe, prompts: Prompts, parts: Checked) -> None:
+    """Refuse what the prompts cannot serve: a curriculum over other tasks, columns that a reward or `by` lacks."""
+    make_curriculum(recipe.curriculum, prompts.tasks)
+    known = {*prompts.train[0], *_OF_TRAINER} | ({"tool_calls"} if parts.tools.tools else set())
+    for reward in parts.rewards:
+        refuse_missing(reward.__name__, needed_columns(reward), known)
+    for column in columns_of(parts.advantage):
+        if column not in known | _OF_RUN:
+            raise MissingColumnError(f"advantage: no column {column!r} to group by{nearest(column, known | _OF_RUN)}")
+
+
+def _check_machine(recipe: Recipe) -> None:
+    settings = recipe.training
+    if settings.device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise InvalidInputError("training.device is 'cuda', but torch finds no CUDA device here")
+    if settings.report_to:
+        from transformers.integrations import get_available_reporting_integrations, get_reporting_integration_callbacks
+
+        try:
+            get_reporting_integration_callbacks(list(settings.report_to))
+        except ValueError as error:
+            raise InvalidInputError(f"training.report_to: {error}") from error
+        installed = get_available_reporting_integrations()
+        for tracker in settings.report_to:
+            if tracker not in (*installed, "none", "all"):
+                raise MissingExtraError(f"training.report_to: {tracker!r} is not installed: pip install {tracker}")
 
 
 def train_seed(recipe: Recipe, seed: int, folder: Path, report: Report = lambda *_: None) -> dict[str, Any]:
@@ -119,15 +163,26 @@ def _train(recipe: Recipe, seed: int, folder: Path, report: Report, executor: Re
     report = report if main else (lambda *_: None)
     parts = check_parts(recipe, executor)
     prompts = load_prompts(recipe, seed)
+    check_prompts(recipe, prompts, parts)
     if main:
         write_recipe(recipe.model_copy(update={"seed": seed, "seeds": 1}), folder / "recipe.toml")
     with state.main_process_first():
         model, tokenizer = _policy(recipe, seed, folder, prompts, report)
     prompts = _worded(recipe, prompts, tokenizer)
+    if isinstance(prompts.train[0]["prompt"], list) and not getattr(tokenizer, "chat_template", None):
+        raise InvalidInputError(
+            f"{recipe.data.path} has chat messages as prompts, but the tokenizer of {recipe.policy.model} has no chat "
+            "template; give a model that has one, or prompts as texts"
+        )
     device = "cpu" if recipe.training.device == "cpu" else state.device
     scorer = parts.rewards[[reward.name for reward in recipe.rewards].index(recipe.evaluation.score)]
     judge = HeldOut(recipe, seed, prompts.held_out, tokenizer, scorer, parts.tools, folder, main)
     before = judge(model.to(device), 0)
+    if before["score"] is None:
+        raise InvalidInputError(
+            f"the reward {recipe.evaluation.score!r} scored none of the {len(prompts.held_out)} held-out prompts, so "
+            "the run would have no score; see the warnings, or name another reward in evaluation.score"
+        )
     trainer = _trainer(recipe, seed, folder, parts, prompts, model, tokenizer, judge, report)
     resume = newest_checkpoint(folder)
     _forget_after(folder, int(resume.name.split("-")[1]) if resume else 0, main, state)
@@ -227,7 +282,6 @@ def _trainer(
     judge: HeldOut,
     report: Report,
 ) -> Any:
-    from datasets import Dataset
     from transformers import PrinterCallback, ProgressCallback
     from trl import GRPOConfig
 
@@ -282,7 +336,7 @@ def _trainer(
         model=model,
         reward_funcs=parts.rewards,
         args=config,
-        train_dataset=Dataset.from_list(prompts.train),
+        train_dataset=_dataset(prompts.train, recipe),
         processing_class=tokenizer,
         advantage=parts.advantage,
         objective=parts.objective,
@@ -294,6 +348,22 @@ def _trainer(
     for printer in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(printer)
     return trainer
+
+
+def _dataset(rows: list[dict[str, Any]], recipe: Recipe) -> Any:
+    import pyarrow as pa
+    from datasets import Dataset
+
+    try:
+        return Dataset.from_list(rows)
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        for name in rows[0]:
+            kinds = {type(row.get(name)).__name__ for row in rows} - {"NoneType"}
+            if len(kinds) > 1:
+                raise InvalidInputError(
+                    f"{recipe.data.path}: column {name!r} mixes {' and '.join(sorted(kinds))}; give one kind of value"
+                ) from error
+        raise InvalidInputError(f"{recipe.data.path}: {error}") from error
 
 
 def _kl_weight(objective: Any) -> float:

@@ -21,7 +21,7 @@ from polyreward.errors import InvalidInputError, PolyrewardError, StorageError
 from polyreward.storage import write_json
 from polyreward.training.prompts import load_prompts
 from polyreward.training.recipe import Recipe, load_recipe, write_recipe
-from polyreward.training.run import Stopped, check_parts, train_seed
+from polyreward.training.run import Stopped, check_parts, check_prompts, train_seed
 
 SeedReport = Callable[[int, str, int, int, str], None]
 """Progress: seed, phase, steps done, steps in all, a short note."""
@@ -44,9 +44,9 @@ def run_recipe(
         As `train_seed`.
     """
     folder = Path(folder)
-    check_parts(recipe)
+    parts = check_parts(recipe)
     if recipe.data.path is not None:
-        load_prompts(recipe, recipe.seed)
+        check_prompts(recipe, load_prompts(recipe, recipe.seed), parts)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if processes > 1 and recipe.seeds > 1:
         raise InvalidInputError(f"{recipe.seeds} seeds under {processes} launched processes; use --seeds 1 there")
@@ -146,7 +146,7 @@ def _claim(recipe: Recipe, folder: Path, fresh: bool) -> None:
 
 
 def _has_begun(folder: Path) -> bool:
-    return any(any(folder.glob(name)) for name in ("policy", "held_out.jsonl", "checkpoints", "seed-*"))
+    return any(any(folder.glob(f"**/{name}")) for name in ("result.json", "checkpoint-*", "part-*.parquet"))
 
 
 def _differences(first: dict[str, Any], second: dict[str, Any], path: str = "") -> list[str]:

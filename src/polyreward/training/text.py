@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
+from polyreward.advantages.config import columns_of
 from polyreward.advantages.transform import Transform, compute_advantages
 from polyreward.batch import RewardBatch
 from polyreward.curricula import Curriculum, CurriculumSampler
@@ -71,7 +72,8 @@ class PolyrewardGRPOTrainer(GRPOTrainer):
         Column of `train_dataset` that names each row's source.
     batch_columns : sequence of str, optional
         Columns that the advantage sees and the rollout log keeps: dataset columns, columns of a rollout function, or
-        columns that a reward passes to ``log_extra``. Default: ``task`` and ``stratum`` where they exist.
+        columns that a reward passes to ``log_extra``. Default: ``task``, ``stratum`` and the columns that `advantage`
+        names, where they exist.
     extra_columns : callable, optional
         ``extra_columns(prompts=..., completions=..., inputs=...)``, each a list of this process's B samples, returns
         further columns by name, B values each: the number of tool calls as ``stratum``, say.
@@ -118,7 +120,11 @@ class PolyrewardGRPOTrainer(GRPOTrainer):
         self.advantage, self.objective, self.curriculum = advantage, objective, curriculum
         self.extra_columns, self.log_texts = extra_columns, log_texts
         self.rollout_log = None if rollout_log is None else RolloutLog(rollout_log)
-        self._columns = (*_OPTIONAL_COLUMNS, curriculum_column) if batch_columns is None else tuple(batch_columns)
+        if batch_columns is None:
+            of_advantage = () if advantage is None else columns_of(advantage)
+            self._columns = tuple(dict.fromkeys((*_OPTIONAL_COLUMNS, curriculum_column, *of_advantage)))
+        else:
+            self._columns = tuple(batch_columns)
         self._required_columns = () if batch_columns is None else self._columns
         self._batch: RewardBatch | None = None
         self._task_labels: list[Any] | None = None
