@@ -724,3 +724,12 @@ def test_ray_replaces_a_lost_actor_and_runs_its_samples_again(cluster, tmp_path)
         assert wrapped(None, ["a", "b", "once", "c", "d"]) == [1] * 5
         with pytest.warns(RewardFailureWarning, match=r"row 1: the Ray actor is lost"):
             assert wrapped(None, ["a", "always", "c"]) == [1, None, 1]
+
+
+def test_a_cluster_that_is_not_there_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.is_initialized", lambda: False)  # another test's session may be open
+    with (
+        RewardExecutor(ray_address="127.0.0.1:1") as executor,
+        pytest.raises(InvalidInputError, match=r"cannot connect to a Ray cluster at '127\.0\.0\.1:1'"),
+    ):
+        executor.wrap(lambda prompts, completions, **columns: [1.0])(["p"], ["c"])

@@ -27,7 +27,7 @@ def reproduce(
             envvar="POLYREWARD_DATA", exists=True, file_okay=False, resolve_path=True, help="Folder with real data."
         ),
     ] = None,
-    output: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("results"),
+    output: Annotated[Path, typer.Option("--out", "--output", help="Folder for the results.")] = Path("results"),
 ) -> None:
     """Run studies: each puts a paper's claim to the test and writes a verdict. Ctrl-C leaves a resumable run."""
     from rich.console import Console

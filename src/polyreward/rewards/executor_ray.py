@@ -8,6 +8,7 @@ elsewhere, one by one.
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections import deque
@@ -15,11 +16,39 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from polyreward.errors import PolyrewardError, require
+from polyreward.errors import InvalidInputError, PolyrewardError, require
 from polyreward.rewards.executor_pool import LocalPool, Outcome, Task
 
 _GRACE = 30.0  # seconds that an actor may be late before it is killed
 _CHUNK_SECONDS, _LARGEST_CHUNK = 0.1, 256
+
+
+def connect(address: str, cpus: int | None, **options: Any) -> bool:
+    """Connect to the Ray cluster at `address` ("local": one on this machine with `cpus`), unless a session is open.
+
+    Returns
+    -------
+    bool
+        Whether this call connected, so that the caller disconnects.
+
+    Raises
+    ------
+    InvalidInputError
+        There is no cluster at `address`.
+    """
+    ray: Any = require("ray", "ray")
+    if ray.is_initialized():
+        return False
+    if address == "local":
+        options |= {"include_dashboard": False, "num_cpus": cpus}
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        if host and port.isdigit():  # Ray itself tries for minutes where nobody listens
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+        ray.init(address=address, logging_level="error", **options)
+    except (OSError, OverflowError, RuntimeError, ValueError) as error:
+        raise InvalidInputError(f"cannot connect to a Ray cluster at {address!r}: {error}") from error
+    return True
 
 
 class Host:
@@ -83,11 +112,7 @@ class RayPool:
 
     def _start(self) -> None:
         ray = self._ray
-        if not ray.is_initialized():
-            options: dict[str, Any] = {"address": self.address, "logging_level": "error"}
-            if self.address == "local":
-                options |= {"include_dashboard": False, "num_cpus": self.size}
-            ray.init(**options)
+        if connect(self.address, self.size):
             self._connected = True
             self._actors, self._tasks = [], {}
         if self.size is None:

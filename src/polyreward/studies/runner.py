@@ -17,7 +17,6 @@ import multiprocessing
 import os
 import platform
 import signal
-import socket
 import sys
 import time
 import traceback
@@ -34,6 +33,7 @@ from typing import Any
 import polyreward
 from polyreward.catalogue import find
 from polyreward.errors import InvalidInputError, PolyrewardError, require
+from polyreward.rewards.executor_ray import connect
 from polyreward.storage import write_json
 from polyreward.studies.base import Figures, Judgement, Study, StudyConfig
 
@@ -285,30 +285,13 @@ def _outcome(task: Future[Outcome], seed: int) -> Outcome:
         return seed, None, 0.0, traceback.format_exc()
 
 
-def _reachable(address: str) -> None:
-    """Refuse ``host:port`` where nobody listens at once; Ray itself tries for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if host and port.isdigit():
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
-        except (OSError, OverflowError) as error:
-            raise InvalidInputError(f"cannot connect to a Ray cluster at {address!r}: {error}") from error
-
-
 def _on_ray(
     study: Study, config: StudyConfig, seeds: Sequence[int], workers: int | None, address: str
 ) -> Generator[Outcome, None, None]:
     if not seeds:
         return
     ray: Any = require("ray", "ray")
-    started = not ray.is_initialized()
-    if started:
-        _reachable(address)
-        options = {"include_dashboard": False, "num_cpus": workers} if address == "local" else {}
-        try:
-            ray.init(address=address, log_to_driver=False, logging_level="warning", **options)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise InvalidInputError(f"cannot connect to a Ray cluster at {address!r}: {error}") from error
+    started = connect(address, workers, log_to_driver=False)
     try:
         gpus = 0.25 if config.device.startswith("cuda") else 0
         work = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(_work)
