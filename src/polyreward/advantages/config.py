@@ -36,6 +36,7 @@ PARTS: dict[str, type[Transform]] = {
 """Every part by its name in recipes."""
 
 _KEYS = ("by", "scale_by", "ignore_constant", "ignore_single", "weight")
+"""Arguments of parts that name columns."""
 _FORMS = ("preset", "chain", "blend", "part")
 
 
@@ -86,31 +87,12 @@ def from_config(
 
 def columns_of(transform: Transform) -> tuple[str, ...]:
     """Names of the columns that a transform reads from its batch (``by`` and the like), in order of appearance."""
-    found: dict[str, None] = {}
-
-    def walk(value: Any, name: str = "") -> None:
-        if isinstance(value, Mapping):
-            for key, item in value.items():
-                walk(item, str(key))
-        elif isinstance(value, list):
-            for item in value:
-                walk(item, name)
-        elif isinstance(value, str) and name in _KEYS and value not in ("group", "batch"):
-            found[value] = None
-
-    walk({"transform": [_plain_tree(transform)]})
-    return tuple(found)
-
-
-def _plain_tree(transform: Transform) -> dict[str, Any]:
-    """`to_config` with the arguments that have their default, and nothing of parts that are not dataclasses."""
-    inner = getattr(transform, "parts", None) or getattr(transform, "branches", None)
-    if inner is not None:
-        return {"parts": [_plain_tree(part) for part in inner]}
-    if not dataclasses.is_dataclass(transform):
-        return {}
-    values = {item.name: getattr(transform, item.name) for item in dataclasses.fields(transform) if item.name in _KEYS}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    inner = getattr(transform, "parts", None) or getattr(transform, "branches", None) or ()
+    found = [column for part in inner for column in columns_of(part)]
+    for name in _KEYS:
+        keys = getattr(transform, name, None) or ()
+        found += [key for key in ((keys,) if isinstance(keys, str) else keys) if key not in ("group", "batch")]
+    return tuple(dict.fromkeys(found))
 
 
 def to_code(transform: Transform) -> str:

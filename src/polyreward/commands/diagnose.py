@@ -95,8 +95,8 @@ class _Look:
 
     def of_run(self) -> _Look:
         """For a run of `polyreward train`: with the weights, the trusted reward and the advantage of its recipe."""
-        path = next((p for p in (self.log / "recipe.toml", self.log.parent / "recipe.toml") if p.is_file()), None)
-        if path is None or self.mapping:
+        path = (self.log.parent if self.log.name == "rollouts" else self.log) / "recipe.toml"
+        if self.mapping or not path.is_file():
             return self
         from polyreward.training.parts import make_advantage
         from polyreward.training.recipe import load_recipe

@@ -132,7 +132,7 @@ class RewardExecutor:
         self._lock = threading.Lock()
         self._closed = False
         if ray_address is None:
-            self._pool: Any = LocalPool(workers or _processors(), queue, start_limit)
+            self._pool: Any = LocalPool(workers or processors(), queue, start_limit)
         else:
             from polyreward.rewards.executor_ray import RayPool
 
@@ -387,7 +387,7 @@ def _check_positive(what: str, value: Any, whole: bool = False) -> None:
         raise InvalidInputError(f"{what} must be a positive {'whole ' if whole else ''}number, got {value!r}")
 
 
-def _processors() -> int:
+def processors() -> int:
     """CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

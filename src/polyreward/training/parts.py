@@ -22,6 +22,7 @@ from polyreward.curricula import Curriculum
 from polyreward.errors import InvalidInputError, MissingFileError, PolyrewardError, UnknownNameError, nearest
 from polyreward.objectives import PolicyObjective
 from polyreward.rewards import REWARDS, RewardExecutor
+from polyreward.rewards.executor import processors
 from polyreward.training.recipe import (
     AdvantageSection,
     CurriculumSection,
@@ -69,7 +70,7 @@ def make_executor(section: ExecutorSection) -> RewardExecutor | None:
         return None
     workers = section.workers
     if workers is None and section.ray is None:
-        workers = max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        workers = max(1, processors() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     return RewardExecutor(workers, section.time_limit, ray_address=section.ray)
 
 

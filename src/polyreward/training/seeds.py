@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from polyreward.errors import InvalidInputError, PolyrewardError, StorageError
+from polyreward.rewards.executor import processors
 from polyreward.storage import write_json
 from polyreward.training.prompts import load_prompts
 from polyreward.training.recipe import Recipe, load_recipe, write_recipe
@@ -245,4 +246,4 @@ def _at_once(recipe: Recipe) -> int:
     """
     if recipe.policy.model is not None:
         return 1
-    return 2 * (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    return 2 * processors()
