@@ -14,7 +14,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
@@ -99,27 +99,33 @@ class Reward:
         InvalidInputError
             A column of another length than the completions, or a reference that the reward cannot use.
         """
+        values: list[float | None] = [None] * len(completions)
+        for sample in self.samples(prompts, completions, columns):
+            value = self.score(sample)
+            values[sample.row] = None if is_missing(value) else float(value)  # type: ignore[arg-type]
+        return values
+
+    def samples(
+        self, prompts: Sequence[Any] | None, completions: Sequence[Any], columns: Mapping[str, Any]
+    ) -> Iterator[Sample]:
+        """The rows of a batch to which the reward applies; raises as `__call__` does."""
         rows = len(completions)
         if rows == 0:
-            return []
+            return
         if prompts is not None and len(prompts) != rows:
             raise InvalidInputError(f"reward {self.__name__!r}: {len(prompts)} prompts for {rows} completions")
         for name in self.reads:
             self._check(name, columns, rows)
         tables = {name: values for name, values in columns.items() if _is_column(values, rows)}
         steps, tokens = _steps(columns, rows), tables.get("completion_ids")
-        values: list[float | None] = []
         for row in range(rows):
             own = {name: column[row] for name, column in tables.items()}
             own |= {name: _without_arrays(own[name]) for name in self.reads}
             if any(is_missing(own[name]) for name in self.reads):
-                values.append(None)
                 continue
             ids = None if tokens is None or tokens[row] is None else len(tokens[row])
             prompt = None if prompts is None else prompts[row]
-            value = self.score(Sample(row, prompt, completions[row], own, steps[row], ids))
-            values.append(None if is_missing(value) else float(value))  # type: ignore[arg-type]
-        return values
+            yield Sample(row, prompt, completions[row], own, steps[row], ids)
 
     def _check(self, name: str, columns: Mapping[str, Any], rows: int) -> None:
         if name not in columns:

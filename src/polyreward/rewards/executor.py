@@ -39,6 +39,7 @@ import cloudpickle
 from polyreward.errors import InvalidInputError, PolyrewardError
 from polyreward.rewards.contract import Reward, RewardFunction, is_listing, name_of
 from polyreward.rewards.executor_pool import LocalPool, Outcome, Task
+from polyreward.rewards.groups import needs_group
 
 HOOKS = ("log_extra", "log_metric")
 _log = logging.getLogger(__name__)
@@ -142,7 +143,7 @@ class RewardExecutor:
         self,
         reward: RewardFunction,
         *,
-        per_sample: bool = True,
+        per_sample: bool | None = None,
         time_limit: float | None = None,
         name: str | None = None,
     ) -> ExecutedReward:
@@ -152,9 +153,10 @@ class RewardExecutor:
         ----------
         reward : callable under the reward contract; lambdas, closures, coroutine functions, functions of a notebook
             It is copied into the workers now: what it changes in itself, or what changes around it, stays there.
-        per_sample : bool
+        per_sample : bool or None
             Whether samples are scored one by one. False for a reward that must see the whole batch at once, such as a
-            set reward or one relative to the group: the call is then one unit, run in one worker.
+            set reward or one relative to the group: the call is then one unit, run in one worker. Default: false
+            where a `GroupReward` is in it, else true.
         time_limit : float or None
             Seconds for one sample; default the executor's. With ``per_sample=False`` seconds for the whole call;
             default the executor's limit times the number of samples.
@@ -180,6 +182,8 @@ class RewardExecutor:
                 f"reward {title!r} cannot be sent to worker processes, because something it holds does not pickle: "
                 f"{type(error).__name__}: {error}; make that inside the reward, at its first call"
             ) from error
+        if per_sample is None:
+            per_sample = not needs_group(reward)
         return ExecutedReward(self, reward, task, per_sample, time_limit)
 
     def timings(self) -> dict[str, RewardTiming]:

@@ -1,6 +1,7 @@
-"""Mixtures of reasoning-gym task families: prompts, graded scores, and worked solutions to warm-start a small policy.
+"""Mixtures of task families: prompts, graded scores, and worked solutions to warm-start a small policy.
 
-Problems and scores are reasoning-gym's own (`create_dataset`, `score_answer`). The families differ on purpose: in
+Most families are reasoning-gym's, with its problems and scores (`create_dataset`, `score_answer`); a few are ours
+(`polyreward.tasks.own`). The families of the built-in recipe differ on purpose: in
 difficulty, in how many tool calls a solution needs, in how a wrong answer is graded (by letter, in three levels, all
 or nothing) and in `points`, the mark a perfect answer earns.
 """
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from polyreward.errors import InvalidInputError, MissingColumnError, UnknownNameError, nearest
+from polyreward.tasks.own import OWN_TASKS, own_task
 from polyreward.tasks.tools import TOOLS, ToolBox, final_answer
 
 Entry = dict[str, Any]
@@ -27,14 +29,14 @@ INSTRUCTION = (
 
 @dataclass(frozen=True)
 class Family:
-    """One reasoning-gym task family in a mixture.
+    """One task family in a mixture.
 
     Parameters
     ----------
-    name : a registered reasoning-gym dataset
+    name : a registered reasoning-gym dataset, or one of `polyreward.tasks.own.OWN_TASKS`
     points : float > 0
         What a perfect answer is worth; the graded score in [0, 1] is multiplied by it.
-    options : the dataset's own configuration
+    options : the family's own configuration
     """
 
     name: str
@@ -42,9 +44,8 @@ class Family:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        known = _datasets()
-        if self.name not in known:
-            raise UnknownNameError(f"reasoning-gym has no task {self.name!r}{nearest(self.name, known)}")
+        if self.name not in OWN_TASKS and self.name not in (known := _datasets()):
+            raise UnknownNameError(f"reasoning-gym has no task {self.name!r}{nearest(self.name, {*known, *OWN_TASKS})}")
         if not self.points > 0:
             raise InvalidInputError(f"task {self.name!r}: points must be positive, got {self.points}")
 
@@ -56,6 +57,8 @@ class Family:
         InvalidInputError
             Options that the dataset does not take, or refuses.
         """
+        if (own := own_task(self.name)) is not None:
+            return own.problems(self.name, size, seed, self.options)
         import reasoning_gym
 
         try:
@@ -74,7 +77,8 @@ def rows(
 ) -> list[dict[str, Any]]:
     """Rows of a prompt dataset, `size` distinct prompts a family (fewer when the family has no more).
 
-    Each row holds ``prompt``, ``answer``, ``task``, ``points`` and ``metadata`` (JSON, what the scorer needs).
+    Each row holds ``prompt``, ``answer``, ``task``, ``points``, ``metadata`` (JSON, what the scorer needs), and the
+    further columns of its families, None where a family does not have one.
 
     Parameters
     ----------
@@ -86,7 +90,7 @@ def rows(
         seen = set(exclude)
         found = 0
         for entry in family.problems(4 * size, seed):
-            prompt = compact_prompt(family.name, entry) if style == "compact" else question_prompt(entry)
+            prompt = compact_prompt(family.name, entry) if style == "compact" else question_prompt(family.name, entry)
             if prompt in seen:
                 continue
             seen.add(prompt)
@@ -97,6 +101,7 @@ def rows(
                     "task": family.name,
                     "points": family.points,
                     "metadata": json.dumps(entry["metadata"], default=str),
+                    **entry.get("columns", {}),
                 }
             )
             found += 1
@@ -104,7 +109,8 @@ def rows(
                 break
         if not found:
             raise InvalidInputError(f"task {family.name!r} has no prompt beyond the {len(exclude)} held-out ones")
-    return chosen
+    columns = dict.fromkeys(name for row in chosen for name in row)
+    return [{name: row.get(name) for name in columns} for row in chosen]
 
 
 def score(task: str, answer: str | None, entry: Entry) -> float:
@@ -187,20 +193,23 @@ def _format_of(text: str) -> float:
 
 def compact_prompt(task: str, entry: Entry) -> str:
     """The problem in as few characters as a small policy needs: ``chain_sum 12+7-3:``."""
-    form = _COMPACT.get(task)
+    form = own.prompt if (own := own_task(task)) is not None else _COMPACT.get(task)
     return f"{task} {form(entry) if form else entry['question'].strip()}:"
 
 
-def question_prompt(entry: Entry) -> str:
-    """reasoning-gym's wording of the problem, with the answer and tool protocol explained."""
+def question_prompt(task: str, entry: Entry) -> str:
+    """The problem in full words, with the answer and tool protocol explained where it is reasoning-gym's."""
+    if task in OWN_TASKS:
+        return f"{entry['question']}\n"
     return f"{entry['question'].strip()}\n{INSTRUCTION}\n"
 
 
-def animal_names() -> list[str]:
-    """Names as the compact prompts write them: ``Praying Mantis``."""
+def words_of(tasks: Sequence[str]) -> list[str]:
+    """Texts that a small tokenizer for these families should know as one token, such as ``Praying Mantis``."""
     from reasoning_gym.arithmetic.leg_counting import ANIMALS
 
-    return [name.title() for name in ANIMALS]
+    own = [word for task in tasks if (found := own_task(task)) is not None for word in found.words]
+    return [*own, *(name.title() for name in ANIMALS)]
 
 
 def solution(task: str, entry: Entry, rng: random.Random, noise: float) -> str:
@@ -209,6 +218,8 @@ def solution(task: str, entry: Entry, rng: random.Random, noise: float) -> str:
     With probability `noise` it guesses instead of working the problem out, and with half of it the format is
     broken; a warm start on such traces gives a policy that knows every move and prefers none of the good ones.
     """
+    if (own := own_task(task)) is not None:
+        return own.solution(entry, rng, noise)
     work = _work(task, entry)
     answer = _guess(entry["answer"], rng) if rng.random() < noise else entry["answer"]
     if answer != entry["answer"] or rng.random() < noise / 2:

@@ -1,6 +1,6 @@
 """The built-in policy: a small decoder and its tokenizer, made here and warm-started by supervised training.
 
-The tokenizer knows single characters, and one token each for task names, markup and animal names. The decoder is a
+The tokenizer knows single characters, and one token each for task names, markup and the words of its tasks. The decoder is a
 Llama of a few hundred thousand parameters. The warm start imitates worked solutions, good ones first and then ones of
 mixed quality (`polyreward.tasks.mixture.solution`), which leaves a policy that is weakly competent: it knows how to
 call a tool and how to answer, and does neither reliably.
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from polyreward.tasks.mixture import Family, animal_names, compact_prompt, solution
+from polyreward.tasks.mixture import Family, compact_prompt, solution, words_of
 from polyreward.tasks.tools import TOOLS
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def make_tokenizer(tasks: Sequence[str]) -> PreTrainedTokenizerFast:
     from transformers import PreTrainedTokenizerFast
 
     markup = [mark for name in (*TOOLS, "result", "answer") for mark in (f"<{name}>", f"</{name}>")]
-    words = [*markup, *tasks, *animal_names(), "error"]
+    words = [*markup, *tasks, *words_of(tasks), "error"]
     characters = sorted(set(string.ascii_letters + string.digits + string.punctuation + " \n"))
     vocabulary = {token: i for i, token in enumerate(dict.fromkeys([_PAD, _END, _UNKNOWN, *words, *characters]))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=_UNKNOWN))

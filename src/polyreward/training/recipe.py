@@ -59,15 +59,15 @@ class PolicySection(Section):
 
 
 class FamilySection(Section):
-    """One reasoning-gym task family."""
+    """One task family."""
 
-    name: str = Field(description="A dataset of reasoning-gym, e.g. chain_sum.")
+    name: str = Field(description="A dataset of reasoning-gym, e.g. chain_sum, or a family of ours.")
     points: float = Field(default=1.0, gt=0, description="What a perfect answer is worth.")
-    options: dict[str, Any] = Field(default_factory=dict, description="The dataset's own configuration.")
+    options: dict[str, Any] = Field(default_factory=dict, description="The family's own configuration.")
 
 
 class TasksSection(Section):
-    """A mixture of reasoning-gym task families."""
+    """A mixture of task families: reasoning-gym's, or `write_function`, `call_tools`, `describe_counts`."""
 
     families: tuple[FamilySection, ...] = Field(default=(), description="The families of the mixture.")
     prompts: int = Field(default=400, ge=1, description="Training prompts a family.")
@@ -112,8 +112,9 @@ class RewardSection(Section):
     )
     weight: float = Field(default=1.0, description="Weight in the sum of rewards.")
     options: dict[str, Any] = Field(default_factory=dict, description="Parameters of the reward, if it takes any.")
-    per_sample: bool = Field(
-        default=True, description="Of your own: false where it must see the whole batch in one call, as a set reward."
+    per_sample: bool | None = Field(
+        default=None,
+        description="Of your own: false where it must see the whole batch in one call. Default: false for a GroupReward.",
     )
     time_limit: float | None = Field(
         default=None, gt=0, description="Of your own: seconds for one sample (for the call, if not per_sample)."

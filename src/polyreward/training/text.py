@@ -34,6 +34,8 @@ from polyreward.data.rollouts import RolloutLog
 from polyreward.errors import InvalidInputError, MissingColumnError, nearest
 from polyreward.grouped import Segments
 from polyreward.objectives import ElasticTrustRegion, PolicyObjective
+from polyreward.rewards.contract import name_of
+from polyreward.rewards.groups import needs_group
 from polyreward.storage import write_atomically
 from polyreward.training.columns import completion_hash, gather_columns, text_of
 from polyreward.training.reward_calls import checked_reward, with_reward_weights
@@ -117,6 +119,7 @@ class PolyrewardGRPOTrainer(GRPOTrainer):
             reward if isinstance(reward, nn.Module) else checked_reward(reward, name)
             for reward, name in zip(self.reward_funcs, names, strict=True)
         ]
+        self._check_groups()
         self.advantage, self.objective, self.curriculum = advantage, objective, curriculum
         self.extra_columns, self.log_texts = extra_columns, log_texts
         self.rollout_log = None if rollout_log is None else RolloutLog(rollout_log)
@@ -141,6 +144,18 @@ class PolyrewardGRPOTrainer(GRPOTrainer):
             self.add_callback(_DropLaterRollouts(self.rollout_log))
         if curriculum is not None:
             self._sampler = self._make_sampler(curriculum, curriculum_column)
+
+    def _check_groups(self) -> None:
+        """A reward that compares the samples of a prompt must get all of them in one call."""
+        local = self.args.per_device_train_batch_size * self.args.steps_per_generation
+        whole = self.accelerator.num_processes == 1 or local % self.num_generations == 0
+        for reward in self.reward_funcs:
+            if not whole and needs_group(getattr(reward, "__wrapped__", reward)):
+                raise InvalidInputError(
+                    f"the reward {name_of(reward)!r} compares the completions of a prompt, and "
+                    f"per_device_train_batch_size * steps_per_generation = {local} splits groups of num_generations="
+                    f"{self.num_generations} over processes; make it a multiple"
+                )
 
     def _reward_weights(self) -> dict[str, float]:
         weights = self.args.reward_weights or [1.0] * len(self.reward_func_names)

@@ -1,0 +1,79 @@
+"""Rewards that compare the samples of one prompt: the base of every reward which needs the whole group at once.
+
+A group is the samples with the same entry in the column ``group``, where the batch has one, else those with the same
+prompt. Trainers hand a reward all samples of a prompt in one call; `PolyrewardGRPOTrainer` refuses settings that split
+a group over processes. `RewardExecutor.wrap` sends a whole batch to one worker for such a reward.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from polyreward.errors import InvalidInputError
+from polyreward.rewards.contract import Reward, RewardFunction, Sample, is_missing
+
+
+class GroupReward(Reward):
+    """Base of rewards of a whole group; a subclass defines `score_group`. Range: that of the subclass."""
+
+    def score_group(self, samples: Sequence[Sample]) -> Sequence[float | None]:
+        """Values of the samples of one group, in order; None where the reward does not apply to a sample."""
+        raise TypeError(f"{type(self).__name__} does not define score_group")
+
+    def __call__(self, prompts: Sequence[Any] | None, completions: Sequence[Any], **columns: Any) -> list[float | None]:
+        """Score a batch, group by group.
+
+        Parameters
+        ----------
+        prompts, completions : length N, strings or lists of messages
+        columns : lists of length N; ``group`` names the group of each sample where prompts do not
+
+        Returns
+        -------
+        list of N finite floats or None
+
+        Raises
+        ------
+        MissingColumnError
+            A column that the reward reads is absent.
+        InvalidInputError
+            Neither prompts nor a column ``group``; columns of another length; a reference that cannot be used.
+        """
+        samples = self.samples(prompts, completions, columns)
+        if prompts is None and "group" not in columns and len(completions) > 0:
+            raise InvalidInputError(
+                f"reward {self.__name__!r} compares the samples of a prompt: give prompts or 'group'"
+            )
+        groups: dict[Any, list[Sample]] = {}
+        for sample in samples:
+            groups.setdefault(_key(sample), []).append(sample)
+        values: list[float | None] = [None] * len(completions)
+        for members in groups.values():
+            found = self.score_group(members)
+            if len(found) != len(members):
+                raise InvalidInputError(
+                    f"reward {self.__name__!r}: {len(found)} values for a group of {len(members)} samples"
+                )
+            for sample, value in zip(members, found, strict=True):
+                values[sample.row] = None if is_missing(value) else float(value)  # type: ignore[arg-type]
+        return values
+
+
+def needs_group(reward: RewardFunction) -> bool:
+    """Whether a reward, or one that it is made of, compares the samples of a prompt."""
+    if isinstance(reward, GroupReward) or getattr(reward, "per_sample", True) is False:
+        return True
+    members = [*getattr(reward, "members", ()), *filter(callable, [getattr(reward, "reward", None)])]
+    return any(map(needs_group, members))
+
+
+def _key(sample: Sample) -> Any:
+    """What tells groups apart: hashable for texts, messages, numbers and arrays."""
+    label = sample.columns.get("group", sample.prompt)
+    if isinstance(label, str | int | np.integer):
+        return label
+    return json.dumps(label, sort_keys=True, default=str)
