@@ -59,9 +59,9 @@ def test_the_small_tokenizer_writes_a_solution_in_few_tokens_and_reads_it_back(n
 def test_an_option_that_a_family_does_not_take_or_refuses():
     with pytest.raises(InvalidInputError, match="'write_function' takes no option 'test'; did you mean 'tests'"):
         Family("write_function", options={"test": 3}).problems(1, 0)
-    with pytest.raises(InvalidInputError, match="'call_tools' with options .*: expected calls from 1 to 4"):
+    with pytest.raises(InvalidInputError, match=r"'call_tools' with options .*: expected calls from 1 to 4"):
         Family("call_tools", options={"calls": 9}).problems(1, 0)
-    with pytest.raises(InvalidInputError, match="'describe_counts' .*: expected things from 2 to 6"):
+    with pytest.raises(InvalidInputError, match=r"'describe_counts' .*: expected things from 2 to 6"):
         Family("describe_counts", options={"things": 1}).problems(1, 0)
     with pytest.raises(UnknownNameError, match="did you mean 'write_function'"):
         Family("write_functions")

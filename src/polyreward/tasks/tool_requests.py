@@ -1,7 +1,7 @@
 """Task family `call_tools`: turn a request into tool calls with the right names, parameters and values.
 
-The reference is written in the form of ToolRL (arXiv 2504.13958): ``<think>``, then ``<tool_call>`` with one JSON object
-a line.
+The reference is written in the form of ToolRL (arXiv 2504.13958): ``<think>``, then ``<tool_call>`` with one JSON
+object a line.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def problem(rng: random.Random, *, calls: int) -> Entry:
     if not 1 <= calls <= len(_TOOLS):
         raise InvalidInputError(f"expected calls from 1 to {len(_TOOLS)}")
     chosen = rng.sample(sorted(_TOOLS), rng.randint(1, calls))
-    wanted = [
+    wanted: list[dict[str, Any]] = [
         {"name": tool, "parameters": {name: rng.choice(values) for name, values in _TOOLS[tool].items()}}
         for tool in chosen
     ]

@@ -114,7 +114,7 @@ class RewardSection(Section):
     options: dict[str, Any] = Field(default_factory=dict, description="Parameters of the reward, if it takes any.")
     per_sample: bool | None = Field(
         default=None,
-        description="Of your own: false where it must see the whole batch in one call. Default: false for a GroupReward.",
+        description="Of your own: false where it must see the whole batch in one call. Default: as the reward says.",
     )
     time_limit: float | None = Field(
         default=None, gt=0, description="Of your own: seconds for one sample (for the call, if not per_sample)."
