@@ -38,6 +38,9 @@ from polyreward.objectives import (
     grpo_objective,
     token_mean_objective,
 )
+from polyreward.rewards import weighted_sum
+from polyreward.rewards.groups import GroupReward
+from polyreward.training.reward_calls import checked_reward
 
 SEVERAL_UPDATES = {"num_iterations": 2, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 4}
 
@@ -348,3 +351,25 @@ def test_a_checkpoint_of_another_trainer_is_refused_where_state_is_needed(tmp_pa
     with pytest.raises(InvalidInputError, match=r"checkpoint-2 has no polyreward\.pt"):
         trainer(tmp_path, curriculum=AdvantageBandit(TASKS)).train(resume_from_checkpoint=checkpoint)
     trainer(tmp_path, advantage=grpo_trl()).train(resume_from_checkpoint=checkpoint)
+
+
+class Longest(GroupReward):
+    """1 for the longest completions of a prompt."""
+
+    def score_group(self, samples: Any) -> list[float]:
+        lengths = [len(sample.text) for sample in samples]
+        return [float(length == max(lengths)) for length in lengths]
+
+
+def test_a_reward_that_compares_a_group_trains_and_refuses_groups_split_over_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = trained(tmp_path, reward_funcs=[weighted_sum(Longest(), letters)], args={"reward_weights": None})
+    size = run.args.per_device_train_batch_size * run.args.steps_per_generation
+    monkeypatch.setattr(type(run.accelerator), "num_processes", 2)
+    run._check_groups()
+    run.num_generations = size - 1
+    with pytest.raises(InvalidInputError, match=rf"compares the completions .* = {size} splits groups of num_generat"):
+        run._check_groups()
+    run.reward_funcs = [checked_reward(letters, "letters")]
+    run._check_groups()

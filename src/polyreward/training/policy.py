@@ -1,8 +1,8 @@
 """The built-in policy: a small decoder and its tokenizer, made here and warm-started by supervised training.
 
 The tokenizer knows single characters, and one token each for task names, markup and the words of its tasks. The decoder
-is a Llama of a few hundred thousand parameters. The warm start imitates worked solutions, good ones first and then ones of
-mixed quality (`polyreward.tasks.mixture.solution`), which leaves a policy that is weakly competent: it knows how to
+is a Llama of a few hundred thousand parameters. The warm start imitates worked solutions, good ones first and then ones
+of mixed quality (`polyreward.tasks.mixture.solution`), which leaves a policy that is weakly competent: it knows how to
 call a tool and how to answer, and does neither reliably.
 """
 
