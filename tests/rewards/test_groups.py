@@ -35,6 +35,12 @@ class Undefined(GroupReward):
     pass
 
 
+class InOneCall(ExactMatch):
+    """Asks a server once for the whole batch."""
+
+    per_sample = False
+
+
 def test_samples_of_a_prompt_are_a_group_wherever_they_stand():
     values = Rank()(["a", "b", "a", "b", "a"], ["xx", "xxxx", "x", "xxx", ""])
     assert values == [2, 1, 1, 0, None]
@@ -78,7 +84,9 @@ def test_what_needs_the_group_shows_through_names_sums_and_the_executor():
         own = executor.wrap(Rank())
         assert needs_group(own)
         assert not needs_group(executor.wrap(ExactMatch()))
-        assert needs_group(executor.wrap(ExactMatch(), per_sample=False))
+        assert not needs_group(executor.wrap(InOneCall()))
+        assert executor.wrap(InOneCall()).per_sample is False
+        assert executor.wrap(weighted_sum(ExactMatch(), InOneCall())).per_sample is False
         assert own(["a", "b", "a"], ["xx", "x", "x"]) == [1, 0, 0]
 
 

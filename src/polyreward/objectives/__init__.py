@@ -5,8 +5,10 @@
 """
 
 from polyreward.objectives.aggregation import aggregate
+from polyreward.objectives.cloning import BehaviourCloning, NoEvidenceWarning
 from polyreward.objectives.divergence import KLPenalty, kl_estimate
 from polyreward.objectives.entropy import EntropyBonus, EntropyHinge, task_entropy
+from polyreward.objectives.pessimistic_improvement import PessimisticImprove
 from polyreward.objectives.presets import (
     OBJECTIVES,
     dapo_objective,
@@ -25,12 +27,15 @@ from polyreward.objectives.trust_region import ElasticTrustRegion, FixedClip, Tr
 
 __all__ = [
     "OBJECTIVES",
+    "BehaviourCloning",
     "ElasticTrustRegion",
     "EntropyBonus",
     "EntropyHinge",
     "FixedClip",
     "KLPenalty",
+    "NoEvidenceWarning",
     "ObjectiveResult",
+    "PessimisticImprove",
     "PolicyObjective",
     "TrustRegion",
     "aggregate",

@@ -39,7 +39,7 @@ import cloudpickle
 from polyreward.errors import InvalidInputError, PolyrewardError
 from polyreward.rewards.contract import Reward, RewardFunction, is_listing, name_of
 from polyreward.rewards.executor_pool import LocalPool, Outcome, Task
-from polyreward.rewards.groups import needs_group
+from polyreward.rewards.groups import needs_batch
 
 HOOKS = ("log_extra", "log_metric")
 _log = logging.getLogger(__name__)
@@ -156,7 +156,8 @@ class RewardExecutor:
         per_sample : bool or None
             Whether samples are scored one by one. False for a reward that must see the whole batch at once, such as a
             set reward or one relative to the group: the call is then one unit, run in one worker. Default: false
-            where a `GroupReward` is in it, else true.
+            where the reward compares groups or has
+            ``per_sample = False``, else true.
         time_limit : float or None
             Seconds for one sample; default the executor's. With ``per_sample=False`` seconds for the whole call;
             default the executor's limit times the number of samples.
@@ -183,7 +184,7 @@ class RewardExecutor:
                 f"{type(error).__name__}: {error}; make that inside the reward, at its first call"
             ) from error
         if per_sample is None:
-            per_sample = not needs_group(reward)
+            per_sample = not needs_batch(reward)
         return ExecutedReward(self, reward, task, per_sample, time_limit)
 
     def timings(self) -> dict[str, RewardTiming]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -19,6 +19,8 @@ from polyreward.rewards.contract import Reward, RewardFunction, Sample, is_missi
 
 class GroupReward(Reward):
     """Base of rewards of a whole group; a subclass defines `score_group`. Range: that of the subclass."""
+
+    compares_group: ClassVar[bool] = True
 
     def score_group(self, samples: Sequence[Sample]) -> Sequence[float | None]:
         """Values of the samples of one group, in order; None where the reward does not apply to a sample."""
@@ -64,11 +66,18 @@ class GroupReward(Reward):
 
 
 def needs_group(reward: RewardFunction) -> bool:
-    """Whether a reward, or one that it is made of, compares the samples of a prompt."""
-    if isinstance(reward, GroupReward) or getattr(reward, "per_sample", True) is False:
-        return True
-    members = [*getattr(reward, "members", ()), *filter(callable, [getattr(reward, "reward", None)])]
-    return any(map(needs_group, members))
+    """Whether a reward, or one that it is made of, compares the samples of a prompt (``compares_group``)."""
+    return getattr(reward, "compares_group", False) or any(map(needs_group, _inside(reward)))
+
+
+def needs_batch(reward: RewardFunction) -> bool:
+    """Whether a reward wants a batch in one call: it compares groups, or says so by ``per_sample = False``."""
+    own = needs_group(reward) or getattr(reward, "per_sample", True) is False
+    return own or any(map(needs_batch, _inside(reward)))
+
+
+def _inside(reward: RewardFunction) -> list[RewardFunction]:
+    return [*getattr(reward, "members", ()), *filter(callable, [getattr(reward, "reward", None)])]
 
 
 def _key(sample: Sample) -> Any:

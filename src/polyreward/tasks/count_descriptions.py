@@ -1,6 +1,6 @@
 """Task family `describe_counts`: an open question, say in words what a list of counts says.
 
-There is no one right wording; the column ``answer`` holds one that a reader would accept, and the column ``kind`` says
+There is no one right wording; the column ``answer`` holds one that a reader would accept, and the column ``type`` says
 that the question is open, so that a hybrid reward scores it by likeness to that wording.
 """
 
@@ -27,7 +27,7 @@ def problem(rng: random.Random, *, things: int) -> Entry:
         "question": f"Say in words what this list says: {listed}. Answer as <answer>...</answer>.",
         "answer": answer,
         "metadata": {"counts": counts},
-        "columns": {"kind": "open"},
+        "columns": {"type": "open"},
     }
 
 

@@ -77,8 +77,8 @@ def rows(
 ) -> list[dict[str, Any]]:
     """Rows of a prompt dataset, `size` distinct prompts a family (fewer when the family has no more).
 
-    Each row holds ``prompt``, ``answer``, ``task``, ``points``, ``metadata`` (JSON, what the scorer needs), and the
-    further columns of its families, None where a family does not have one.
+    Each row holds ``prompt``, ``answer``, ``task``, ``points``, ``metadata`` (JSON, what the scorer needs),
+    ``type`` ("verifiable", or "open" where there is no one right answer), and the further columns of its families, None where a family does not have one.
 
     Parameters
     ----------
@@ -101,6 +101,7 @@ def rows(
                     "task": family.name,
                     "points": family.points,
                     "metadata": json.dumps(entry["metadata"], default=str),
+                    "type": "verifiable",
                     **entry.get("columns", {}),
                 }
             )

@@ -1,0 +1,1 @@
+"""Its being here puts this folder on the path: tests in every folder below import ``endpoint_server``."""
