@@ -39,11 +39,14 @@ from polyreward.rewards.roles import RoleAnswersReward, multirole_r1
 from polyreward.rewards.score_answers import format_answer
 from polyreward.rewards.sweet_spot import SweetSpotReward
 from polyreward.rewards.text_diversity import DiversityReward
+from polyreward.rewards.tiered_tests import TieredTestsReward
 from polyreward.rewards.tool_calls import ToolCallReward, ToolFormatReward, ToolUseCost, toolrl
+from polyreward.rewards.unit_tests import UnitTestReward
 from polyreward.rewards.verifiers import ExactMatch, FieldsCorrect, LinesCorrect, NumericAnswer, ReasoningGymScore
 
 CALL = '<think>x</think>\n<tool_call>\n{"name": "f", "parameters": {"a": 1}}\n</tool_call>'
 GRID = "1 2\n2 1"
+PROGRAM = "```python\ndef f(x):\n    return x + 1\n```"
 ENTRY = {"question": "3 + 4", "answer": "7", "metadata": {"source_dataset": "chain_sum", "difficulty": {}}}
 
 
@@ -118,13 +121,18 @@ CASES = [
     ),
     Case(RoleAnswersReward(mode="convergent"), "answer", "B", "nurse: B", 1.0, ("", ["B"])),
     Case(multirole_r1(weights={"lex": 1.0}), "answer", {"nurse": "yes"}, "Nurse: yes", 1.0, ({}, "x")),
+    Case(UnitTestReward(), "tests", ["assert f(1) == 2"], PROGRAM, 1.0, ([], "assert f(", [3], "")),
+    Case(
+        TieredTestsReward("binary"), "tests", [{"code": "assert f(1) == 2", "tier": "basic"}], PROGRAM, 0.25,
+        ([], [{"code": "assert f(1)", "tier": "x"}]),
+    ),
     Case(FormatReward(("think", "answer")), None, None, "<think>a</think> <answer>b</answer>", 0.5),
 ]  # fmt: skip
 # Rewards of whole groups, and those that need a model, a server or the sandbox: tests of their own modules.
 ELSEWHERE = {
     "BestOfN", "ConfidentRule", "EmbeddingSurrogateReward", "GroupLengthReward", "HarmoReward", "HybridReward",
-    "JudgeReward", "SquashedReward", "VerifierReward", "UnitTestReward", "VeRPOReward", "TieredTestsReward",
-    "ReferenceLikelihood", "CodePredictionReward",
+    "JudgeReward", "SquashedReward", "VerifierReward", "VeRPOReward", "ReferenceLikelihood",
+    "ExecutionPredictionReward",
 }  # fmt: skip
 every = pytest.mark.parametrize("case", CASES, ids=lambda case: case.reward.__name__)
 
@@ -285,7 +293,9 @@ def test_single_numbers_among_the_columns_are_no_columns_and_serve_as_step(make)
         ExactMatch()(None, ["a"], answer=make(1.0))
 
 
-OF_RECIPES = {"answer_harmo", "judge", "UnitTestReward", "VeRPOReward", "TieredTestsReward", "ReferenceLikelihood"}
+OF_RECIPES = {
+    "answer_harmo", "codeboost", "judge", "nover", "rlpr", "verifree", "VeRPOReward", "ReferenceLikelihood"
+}  # fmt: skip
 
 
 def test_the_table_of_names_has_every_reward_that_a_recipe_can_make():
@@ -300,8 +310,11 @@ def test_the_table_of_names_has_every_reward_that_a_recipe_can_make():
         module, _, attribute = path.partition(":")
         part = getattr(importlib.import_module(module), attribute)
         options = {"pattern": "a", "budget": 1, "limit": 2, "tasks": {"a": (0, 1, 2, 3)}}
+        if name == "judge":
+            options = {"base_url": "http://localhost:1/v1", "model": "m"}
         reward = part(**{key: value for key, value in options.items() if key in inspect.signature(part).parameters})
-        assert reward.__name__ == name
+        assert callable(reward)
+        assert attribute in OF_RECIPES or reward.__name__ == name  # these are named after their kind or their parts
 
 
 def test_the_package_exports_what_it_says():

@@ -9,7 +9,10 @@ from polyreward.studies.base import arm, best_rate, paired_bootstrap
 from polyreward.studies.runner import judge_runs
 
 RULES = {"test_rules": ("stratified-grpo", "dump", "ema-grpo", "gaussian-grpo")}
-ELSEWHERE = ("sweet-spot", "elastic-trust-region", "toolrl")
+ELSEWHERE = (
+    "grouprank", "verifier-based", "tarot", "codeboost", "gui-g2", "brain", "sweet-spot", "elastic-trust-region",
+    "multirole-r1", "verpo", "likelihood-rewards", "hybrid-multi-aspect", "toolrl",
+)  # fmt: skip
 
 
 def test_every_study_has_a_test_of_its_rule():

@@ -40,6 +40,7 @@ from polyreward.advantages.presets import (
 )
 from polyreward.advantages.stratified import UNUSED, Stratify, by_key, by_quantile, by_tool_calls
 from polyreward.advantages.transform import Blend, Chain, Multiply, Transform, blend, chain, compute_advantages
+from polyreward.advantages.turns import FusedAdvantage, degenerate_group_ratio
 
 __all__ = [
     "PARTS",
@@ -48,6 +49,7 @@ __all__ = [
     "Blend",
     "Center",
     "Chain",
+    "FusedAdvantage",
     "Gaussianize",
     "LeaveOneOut",
     "MovingScale",
@@ -66,6 +68,7 @@ __all__ = [
     "chain",
     "columns_of",
     "compute_advantages",
+    "degenerate_group_ratio",
     "dr_grpo",
     "ema_grpo",
     "ema_grpo_released",

@@ -13,18 +13,23 @@ from polyreward.curricula.bandit import AdvantageBandit
 from polyreward.curricula.mixture import CurriculumSampler
 from polyreward.curricula.sampler import Curriculum, UnknownSourceError
 from polyreward.curricula.schedules import EasyToHard, FixedWeights, Uniform
+from polyreward.curricula.tier_portfolio import CapabilityProfile, CurriculumPortfolio, probe_capability, select
 from polyreward.errors import InvalidInputError, UnknownNameError, nearest
 
 __all__ = [
     "CURRICULA",
     "AdvantageBandit",
+    "CapabilityProfile",
     "Curriculum",
+    "CurriculumPortfolio",
     "CurriculumSampler",
     "EasyToHard",
     "FixedWeights",
     "Uniform",
     "UnknownSourceError",
     "make_curriculum",
+    "probe_capability",
+    "select",
 ]
 
 CURRICULA: dict[str, type[Curriculum]] = {

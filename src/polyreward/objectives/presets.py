@@ -14,6 +14,7 @@ from typing import Any, Literal
 from polyreward.errors import InvalidInputError, PolyrewardError, UnknownNameError, nearest
 from polyreward.objectives.divergence import KLPenalty
 from polyreward.objectives.entropy import EntropyBonus, EntropyHinge
+from polyreward.objectives.likelihood import likelihood_objective
 from polyreward.objectives.surrogate import PolicyObjective
 from polyreward.objectives.trust_region import ElasticTrustRegion, FixedClip
 
@@ -82,6 +83,7 @@ OBJECTIVES: dict[str, Callable[..., PolicyObjective]] = {
     "etr": etr_objective,
     "ema-grpo": ema_grpo_objective,
     "gaussian-grpo": gaussian_grpo_objective,
+    "likelihood": likelihood_objective,
 }
 
 _PARTS: dict[str, dict[str, type[Any]]] = {

@@ -9,12 +9,33 @@ with a time limit for every sample.
 from polyreward.rewards.best_of_n import BestOfN, Selection
 from polyreward.rewards.composition import Composed, affine, clip, gate, named, penalise, tier, weighted_sum
 from polyreward.rewards.contract import Reward, RewardFunction, Sample, name_of, text_of, values_of
+from polyreward.rewards.density_calibrated import DensityCalibratedReward, TestSuiteOutcome, VeRPOReward
 from polyreward.rewards.embedders import HashingEmbedder, LatentEmbedder, SentenceEmbedder
 from polyreward.rewards.embedding_similarity import (
     EmbeddingSurrogateReward,
     RunningSigmoid,
     SquashedReward,
     unrelated_threshold,
+)
+from polyreward.rewards.execution import (
+    AssertTest,
+    Limits,
+    OutputTest,
+    Program,
+    ProgramResult,
+    Sandbox,
+    SandboxError,
+    SandboxWarning,
+    Script,
+    ScriptResult,
+    TestResult,
+    shared_sandbox,
+)
+from polyreward.rewards.execution_prediction import (
+    ExecutionPredictionReward,
+    ExecutionReward,
+    codeboost,
+    line_multiset_iou,
 )
 from polyreward.rewards.executor import RewardExecutor, RewardFailureWarning, RewardTiming
 from polyreward.rewards.formats import RegexFormat, TagFormat
@@ -43,6 +64,18 @@ from polyreward.rewards.hybrid import ConfidentRule, HybridReward
 from polyreward.rewards.judge import JudgeReward, JudgeWarning
 from polyreward.rewards.learned_verifier import VerifierFit, VerifierReward
 from polyreward.rewards.length import LengthBudget, ThinkLengthReward, Trapezoid, TrapezoidReward
+from polyreward.rewards.likelihood import (
+    EMAStdFilter,
+    LikelihoodReward,
+    efficiency_reward,
+    jepo_advantages,
+    jepo_bound,
+    nover_perplexity,
+    nover_reward,
+    rank_reward,
+    rloo,
+    rlpr_reward,
+)
 from polyreward.rewards.overlap import (
     OverlapReward,
     PointInBox,
@@ -66,6 +99,7 @@ from polyreward.rewards.ranking import (
     grouprank,
 )
 from polyreward.rewards.ranking_measures import dcg, jensen_shannon, ndcg, rbo, recall
+from polyreward.rewards.reference_likelihood import ReferenceLikelihood, nover, rlpr, verifree
 from polyreward.rewards.roles import (
     RoleAnswersReward,
     RoleAwareAccuracy,
@@ -77,11 +111,22 @@ from polyreward.rewards.roles import (
 from polyreward.rewards.score_answers import format_answer, parse_scores
 from polyreward.rewards.sweet_spot import SweetSpotReward, ZoneQuantizer
 from polyreward.rewards.text_diversity import DiversityReward, diversity_metrics
+from polyreward.rewards.tiered_tests import (
+    NoSignalWarning,
+    TestCase,
+    TieredReward,
+    TieredSuite,
+    TieredTestsReward,
+    TierSchedule,
+    TierWeights,
+)
 from polyreward.rewards.tool_calls import ToolCallReward, ToolFormatReward, ToolUseCost, toolrl
+from polyreward.rewards.unit_tests import UnitTestReward, code_of, tests_of
 from polyreward.rewards.verifiers import ExactMatch, FieldsCorrect, LinesCorrect, NumericAnswer, ReasoningGymScore
 
 __all__ = [
     "REWARDS",
+    "AssertTest",
     "BestOfN",
     "BlockMatch",
     "BoxParser",
@@ -89,9 +134,13 @@ __all__ = [
     "BoxReward",
     "Composed",
     "ConfidentRule",
+    "DensityCalibratedReward",
     "DiversityReward",
+    "EMAStdFilter",
     "EmbeddingSurrogateReward",
     "ExactMatch",
+    "ExecutionPredictionReward",
+    "ExecutionReward",
     "FieldsCorrect",
     "FormatGate",
     "FormatReward",
@@ -113,14 +162,21 @@ __all__ = [
     "JudgeWarning",
     "LatentEmbedder",
     "LengthBudget",
+    "LikelihoodReward",
+    "Limits",
     "LinesCorrect",
+    "NoSignalWarning",
     "NumericAnswer",
+    "OutputTest",
     "OverlapReward",
     "PointInBox",
     "PointsReward",
+    "Program",
+    "ProgramResult",
     "PromptedScorer",
     "RankingUtilityReward",
     "ReasoningGymScore",
+    "ReferenceLikelihood",
     "RegexFormat",
     "RelativeAccuracyReward",
     "Reward",
@@ -132,7 +188,12 @@ __all__ = [
     "RoleAwareAccuracy",
     "RunningSigmoid",
     "Sample",
+    "Sandbox",
+    "SandboxError",
+    "SandboxWarning",
     "ScoreDistributionReward",
+    "Script",
+    "ScriptResult",
     "Selection",
     "SentenceEmbedder",
     "SequencePrefix",
@@ -143,14 +204,24 @@ __all__ = [
     "SquashedReward",
     "SweetSpotReward",
     "TagFormat",
+    "TestCase",
+    "TestResult",
+    "TestSuiteOutcome",
     "ThinkLengthReward",
+    "TierSchedule",
+    "TierWeights",
+    "TieredReward",
+    "TieredSuite",
+    "TieredTestsReward",
     "ToolCallReward",
     "ToolFormatReward",
     "ToolUseCost",
     "TranscriptionReward",
     "Trapezoid",
     "TrapezoidReward",
+    "UnitTestReward",
     "UnparsedGroupWarning",
+    "VeRPOReward",
     "VerifierFit",
     "VerifierReward",
     "ZoneQuantizer",
@@ -158,8 +229,11 @@ __all__ = [
     "answer_harmo",
     "cantelli_bound",
     "clip",
+    "code_of",
+    "codeboost",
     "dcg",
     "diversity_metrics",
+    "efficiency_reward",
     "fixed_std",
     "format_answer",
     "fuse",
@@ -168,26 +242,40 @@ __all__ = [
     "grouprank",
     "harmo",
     "jensen_shannon",
+    "jepo_advantages",
+    "jepo_bound",
+    "line_multiset_iou",
     "multirole_r1",
     "name_of",
     "named",
     "ndcg",
+    "nover",
+    "nover_perplexity",
+    "nover_reward",
     "parse_scores",
     "penalise",
+    "rank_reward",
     "rbo",
     "recall",
+    "rloo",
+    "rlpr",
+    "rlpr_reward",
     "role_answers",
+    "shared_sandbox",
+    "tests_of",
     "text_of",
     "tier",
     "toolrl",
     "unrelated_threshold",
     "values_of",
     "variance_shares",
+    "verifree",
     "weighted_sum",
 ]
 
 REWARDS: dict[str, str] = {
     "box_proximity": "polyreward.rewards.proximity:BoxProximity",
+    "execution_prediction_reward": "polyreward.rewards.execution_prediction:codeboost",
     "diversity_reward": "polyreward.rewards.text_diversity:DiversityReward",
     "exact_match": "polyreward.rewards.verifiers:ExactMatch",
     "fields_correct": "polyreward.rewards.verifiers:FieldsCorrect",
@@ -200,21 +288,28 @@ REWARDS: dict[str, str] = {
     "length_budget": "polyreward.rewards.length:LengthBudget",
     "lines_correct": "polyreward.rewards.verifiers:LinesCorrect",
     "multirole_r1": "polyreward.rewards.roles:multirole_r1",
+    "nover": "polyreward.rewards.reference_likelihood:nover",
     "numeric_answer": "polyreward.rewards.verifiers:NumericAnswer",
     "overlap_reward": "polyreward.rewards.overlap:OverlapReward",
     "point_in_box": "polyreward.rewards.overlap:PointInBox",
     "points_reward": "polyreward.rewards.overlap:PointsReward",
     "reasoning_gym_score": "polyreward.rewards.verifiers:ReasoningGymScore",
+    "reference_likelihood": "polyreward.rewards.reference_likelihood:ReferenceLikelihood",
     "regex_format": "polyreward.rewards.formats:RegexFormat",
     "relative_accuracy_reward": "polyreward.rewards.overlap:RelativeAccuracyReward",
+    "rlpr": "polyreward.rewards.reference_likelihood:rlpr",
     "role_answers_reward": "polyreward.rewards.roles:RoleAnswersReward",
     "sequence_proximity": "polyreward.rewards.proximity:SequenceProximity",
     "tag_format": "polyreward.rewards.formats:TagFormat",
     "think_length_reward": "polyreward.rewards.length:ThinkLengthReward",
+    "tiered_tests_reward": "polyreward.rewards.tiered_tests:TieredTestsReward",
     "tool_call_reward": "polyreward.rewards.tool_calls:ToolCallReward",
     "tool_format_reward": "polyreward.rewards.tool_calls:ToolFormatReward",
     "tool_use_cost": "polyreward.rewards.tool_calls:ToolUseCost",
     "toolrl": "polyreward.rewards.tool_calls:toolrl",
     "transcription_reward": "polyreward.rewards.overlap:TranscriptionReward",
     "trapezoid_reward": "polyreward.rewards.length:TrapezoidReward",
+    "unit_test_reward": "polyreward.rewards.unit_tests:UnitTestReward",
+    "verifree": "polyreward.rewards.reference_likelihood:verifree",
+    "verpo": "polyreward.rewards.density_calibrated:VeRPOReward",
 }

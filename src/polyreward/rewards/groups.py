@@ -52,7 +52,7 @@ class GroupReward(Reward):
             )
         groups: dict[Any, list[Sample]] = {}
         for sample in samples:
-            groups.setdefault(_key(sample), []).append(sample)
+            groups.setdefault(group_key(sample), []).append(sample)
         values: list[float | None] = [None] * len(completions)
         for members in groups.values():
             found = self.score_group(members)
@@ -80,7 +80,7 @@ def _inside(reward: RewardFunction) -> list[RewardFunction]:
     return [*getattr(reward, "members", ()), *filter(callable, [getattr(reward, "reward", None)])]
 
 
-def _key(sample: Sample) -> Any:
+def group_key(sample: Sample) -> Any:
     """What tells groups apart: hashable for texts, messages, numbers and arrays."""
     label = sample.columns.get("group", sample.prompt)
     if isinstance(label, str | int | np.integer):

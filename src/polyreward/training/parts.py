@@ -50,24 +50,15 @@ def make_reward(section: RewardSection, executor: RewardExecutor | None = None) 
     """
     wanted = section.use or section.name
     own = ":" in wanted
-    reward = _configured(_from_reference(wanted if own else _built_in(wanted)), section.options, section.name)
+    reward = _configured(
+        _from_reference(wanted if own else _built_in(wanted)), section.options, f"reward {section.name!r}"
+    )
     if not callable(reward):
         raise InvalidInputError(f"reward {section.name!r}: {wanted} is not a function")
     if own and executor is not None:
         limit = section.time_limit
         return executor.wrap(reward, per_sample=section.per_sample, time_limit=limit, name=section.name)
     return _Named(reward, section.name)
-
-
-def _inner(value: Any, name: str) -> Any:
-    """An option of a reward: a reward where it is a table with ``use``, else as it is."""
-    if not isinstance(value, Mapping) or "use" not in value:
-        return value
-    for key in value:
-        if key not in ("use", "options"):
-            raise UnknownNameError(f"reward {name!r}: unknown key {key!r}{nearest(key, ('use', 'options'))}")
-    use = str(value["use"])
-    return _configured(_from_reference(use if ":" in use else _built_in(use)), value.get("options", {}), name)
 
 
 def make_executor(section: ExecutorSection) -> RewardExecutor | None:
@@ -174,13 +165,8 @@ def _from_reference(reference: str) -> Any:
     return getattr(module, name)
 
 
-def _configured(part: Any, options: Mapping[str, Any], name: str) -> Any:
-    """Call a class or factory with its options; a function that is itself the reward takes none.
-
-    An option ``{use = "exact_match", options = {...}}`` is a reward itself.
-    """
-    where = f"reward {name!r}"
-    options = {key: _inner(value, f"{name}.{key}") for key, value in options.items()}
+def _configured(part: Any, options: Mapping[str, Any], where: str) -> Any:
+    """Call a class or factory with its options; a function that is itself the reward takes none."""
     parameters = inspect.signature(part).parameters
     if not isinstance(part, type) and {"prompts", "completions"} <= set(parameters):
         if options:

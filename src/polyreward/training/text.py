@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
+from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import GRPOConfig, GRPOTrainer
 
 from polyreward.advantages.config import columns_of
@@ -38,6 +39,7 @@ from polyreward.rewards.contract import name_of
 from polyreward.rewards.groups import needs_group
 from polyreward.storage import write_atomically
 from polyreward.training.columns import completion_hash, gather_columns, text_of
+from polyreward.training.likelihood import bind_rewards, wants_policy
 from polyreward.training.reward_calls import checked_reward, with_reward_weights
 from polyreward.training.signals import batch_statistics
 
@@ -115,9 +117,12 @@ class PolyrewardGRPOTrainer(GRPOTrainer):
         names = self.reward_func_names
         if len(set(names)) != len(names):
             raise InvalidInputError(f"reward functions must have distinct names, got {names}; set their __name__")
+        self._check_sharding()
+        policy = (self.model, self.processing_class, self.chat_template_kwargs)
+        bound, self._direct_terms = bind_rewards(self.reward_funcs, names, self._reward_weights(), *policy)
         self.reward_funcs: list[Any] = [
             reward if isinstance(reward, nn.Module) else checked_reward(reward, name)
-            for reward, name in zip(self.reward_funcs, names, strict=True)
+            for reward, name in zip(bound, names, strict=True)
         ]
         self._check_groups()
         self.advantage, self.objective, self.curriculum = advantage, objective, curriculum
@@ -144,6 +149,15 @@ class PolyrewardGRPOTrainer(GRPOTrainer):
             self.add_callback(_DropLaterRollouts(self.rollout_log))
         if curriculum is not None:
             self._sampler = self._make_sampler(curriculum, curriculum_column)
+
+    def _check_sharding(self) -> None:
+        """A reward that scores with the policy needs it whole in every process."""
+        if self.is_fsdp_enabled or is_deepspeed_zero3_enabled():
+            for reward in filter(wants_policy, self.reward_funcs):
+                raise InvalidInputError(
+                    f"the reward {name_of(reward)!r} is scored by the policy, which FSDP and ZeRO-3 spread over "
+                    "processes; give it a model and tokenizer of its own"
+                )
 
     def _check_groups(self) -> None:
         """A reward that compares the samples of a prompt must get all of them in one call."""
@@ -211,6 +225,8 @@ class PolyrewardGRPOTrainer(GRPOTrainer):
         start = self.accelerator.process_index * len(inputs)
         local = slice(start, start + len(inputs))
         output["advantages"] = everyone[local]
+        for term in self._direct_terms:
+            output |= term.tensors(len(inputs), self.accelerator.device)
         if self.objective is not None:
             self._add_objective_inputs(output, everyone, batch, local)
         if self._sampler is not None:
@@ -290,6 +306,16 @@ class PolyrewardGRPOTrainer(GRPOTrainer):
             output["task_code"] = tasks.codes[local].to(advantages.device)
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        loss = self._policy_loss(model, inputs)
+        for term in self._direct_terms if self.model.training else ():
+            with self.accelerator.autocast():
+                value = term.value(model, inputs)
+            loss = loss - term.factor * value / self.current_gradient_accumulation_steps
+            mean = self.accelerator.gather(value.detach()).mean().item()
+            self._metrics["train"][f"direct_term/{term.__name__}"].append(mean)
+        return loss
+
+    def _policy_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         if self.objective is None or not self.model.training:
             return super()._compute_loss(model, inputs)
         tokens = inputs["completion_ids"]
