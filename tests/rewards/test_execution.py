@@ -149,7 +149,7 @@ def test_entry_points(sandbox: Sandbox) -> None:
 def test_programs_that_do_not_load(sandbox: Sandbox) -> None:
     for code, message in (
         ("def f(:", "SyntaxError"), ("1 / 0", "ZeroDivisionError: division by zero (main.py, line 1)"),
-        ("import numpy", "ModuleNotFoundError"), ("x = bytearray(1 << 50)", "MemoryError"),
+        ("import no_such_package", "ModuleNotFoundError"), ("x = bytearray(1 << 50)", "MemoryError"),
     ):  # fmt: skip
         result = result_of(sandbox, code, AssertTest("assert True"), OutputTest("", ""))
         assert message in result.tests[0].message
@@ -578,3 +578,14 @@ def test_human_eval(sandbox: Sandbox) -> None:
             problem["task_id"] for problem, result in zip(problems, results, strict=True) if result.all_passed != passes
         ]
         assert not wrong
+
+
+def test_installed_packages_can_be_imported(sandbox: Sandbox) -> None:
+    code = "import numpy\nprint(numpy.eye(2).sum())\ndef f():\n    return float(numpy.ones(3).sum())"
+    result = result_of(sandbox, code, OutputTest("", "2.0"), AssertTest("assert f() == 3.0"))
+    assert result.all_passed, result.tests
+
+
+def test_what_was_written_to_the_first_stdout_is_seen(sandbox: Sandbox) -> None:
+    code = "import io, sys\nsys.stdout = io.StringIO()\nsys.__stdout__.write('seen')"
+    assert result_of(sandbox, code, OutputTest("", "seen")).all_passed

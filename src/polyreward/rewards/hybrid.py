@@ -211,8 +211,8 @@ class HybridReward(Reward):
 class ConfidentRule(Reward):
     """A verifier with its confidence: 1 where the completion has an answer in the verifier's place, else 0.
 
-    Returns pairs (value, confidence), for `HybridReward` (arXiv 2510.05283); None where the verifier does not apply. Range
-    of both [0, 1].
+    Returns pairs (value, confidence), for `HybridReward` (arXiv 2510.05283); None where the verifier does not apply.
+    Range of both [0, 1].
 
     Parameters
     ----------

@@ -21,7 +21,7 @@ class Limits:
     ----------
     wall_seconds : float
         Time from start to end. Time for which the program could have run and the machine gave it no processor does not
-        count, up to twice this limit: a busy machine makes no timeouts.
+        count, up to this limit once more, so that a program is not late because others run beside it.
     cpu_seconds : float or None
         Time on processors, of all processes and threads together. None: as `wall_seconds`.
     memory_mb : float

@@ -8,11 +8,13 @@ import json
 import marshal
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import sysconfig
 import tempfile
+import time
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -23,7 +25,9 @@ if TYPE_CHECKING:
 
 _CODE = Path(__file__).parent / "sandbox_inside"
 _ENVIRONMENT = {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "TMPDIR": "/tmp", "LANG": "C.UTF-8", "PYTHONHASHSEED": "0"}
+_ENVIRONMENT |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 _CAPABILITIES = ("CAP_SYS_ADMIN", "CAP_SETUID", "CAP_SETGID", "CAP_SETFCAP", "CAP_KILL")
+_LEAVE_SECONDS = 5.0
 _DEVICES = ("null", "zero", "full", "random", "urandom")
 _START = """
 import marshal, sys
@@ -42,7 +46,7 @@ with open({modules}, "rb") as file:
 sys.meta_path.insert(0, finder)
 from {package}.server import main
 sys.meta_path.remove(finder)
-main({control}, {folder!r}, **{rules!r})
+main({control}, {folder!r}, {packages!r}, **{rules!r})
 """
 
 
@@ -78,21 +82,46 @@ def start_alone(rules: Rules, control: socket.socket, folder: str) -> subprocess
 
 
 def end(process: subprocess.Popen[bytes], folder: str | None) -> None:
-    """Kill a worker, which is the end of all that it started, and remove its folder."""
+    """End a worker with all that it started, and remove its folder."""
+    if folder:  # without a container the worker itself ends what it started
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            process.terminate()
+            process.wait(_LEAVE_SECONDS)
     with contextlib.suppress(OSError):
         process.kill()
     process.wait()
     if process.stderr:
         process.stderr.close()
     if folder:
+        _sweep(folder)
         remove(folder)
 
 
+def _sweep(folder: str) -> None:
+    """Kill what a worker left that was itself killed: its copies, whose command line has its folder."""
+    for _ in range(100):
+        found = False
+        for entry in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                if folder.encode() in entry.read_bytes():
+                    os.kill(int(entry.parent.name), signal.SIGKILL)
+                    found = True
+        if not found:
+            return
+        time.sleep(0.002)
+
+
+def package_paths() -> list[str]:
+    """Folders of installed packages, which programs may import."""
+    paths = dict.fromkeys(os.path.realpath(sysconfig.get_path(kind)) for kind in ("purelib", "platlib"))
+    return [path for path in paths if os.path.isdir(path)]
+
+
 def python_paths() -> list[str]:
-    """The interpreter, its standard library, and the folder with its shared library."""
+    """The interpreter, its standard library, installed packages, and the folder with its shared library."""
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     native = os.path.join(sys.base_exec_prefix, sys.platlibdir, version)  # in a virtual environment not "platstdlib"
-    paths = [_interpreter(), sysconfig.get_path("stdlib"), native, sysconfig.get_config_var("LIBDIR")]
+    paths = [_interpreter(), sysconfig.get_path("stdlib"), native, sysconfig.get_config_var("LIBDIR"), *package_paths()]
     found: list[str] = []
     for path in sorted({os.path.realpath(path) for path in paths if path and os.path.exists(path)}, key=len):
         if not any(path.startswith(f"{known}/") for known in found):
@@ -151,7 +180,9 @@ def _start_mapped(container: list[str], worker: list[str], spare: int, *descript
 
 def _python(rules: Rules, control: int, modules: int, folder: str) -> list[str]:
     """The command of a worker; it reads its modules from the open file `modules`."""
-    code = _START.format(package=_CODE.name, modules=modules, control=control, folder=folder, rules=vars(rules))
+    code = _START.format(
+        package=_CODE.name, modules=modules, control=control, folder=folder, packages=package_paths(), rules=vars(rules)
+    )
     return [_interpreter(), "-s", "-S", "-P", "-B", "-c", code]
 
 

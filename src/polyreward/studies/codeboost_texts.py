@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import gzip
 import itertools
 import json
@@ -55,10 +56,8 @@ def _dedented(source: str) -> str:
 
 def edited(text: str, rng: np.random.Generator) -> str:
     """A copy with one name changed, a comment, and perhaps another operator of each class."""
-    try:
+    with contextlib.suppress(SyntaxError):  # a method with a continuation that does not stand alone
         text = mutate_operators(text, 0.1, rng)
-    except SyntaxError:  # a method with a continuation that does not stand alone
-        pass
     names = sorted(set(re.findall(r"\b[a-z]{3,}(?= =)", text)))
     if names:
         old = names[rng.integers(len(names))]
@@ -106,11 +105,14 @@ def cruxeval(data: Path, seed: int, quick: bool) -> dict[str, float]:
     path = data / "code" / "cruxeval.jsonl.gz"
     if not path.is_file():
         raise MissingFileError(f"the study reads {path}, which does not exist")
-    rows = [json.loads(line) for line in gzip.open(path, "rt", encoding="utf-8")][seed % 5 :: 5][: 20 if quick else ROWS]
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file][seed % 5 :: 5][: 20 if quick else ROWS]
     rng, mutator = np.random.default_rng([seed, 11]), CodeMutator(0.1, np.random.default_rng([seed, 12]))
     snippets = [Snippet(f"{row['code']}\n\nprint(repr(f({row['input']})))\n") for row in rows]
     checked = ground_truths(snippets, execute_programs)
-    agree = [c.truth is not None and c.truth["stdout"].strip() == row["output"] for c, row in zip(checked, rows, strict=True)]
+    agree = [
+        c.truth is not None and c.truth["stdout"].strip() == row["output"] for c, row in zip(checked, rows, strict=True)
+    ]
     items = []
     for snippet, found in zip(snippets, checked, strict=True):
         if found.truth is not None:

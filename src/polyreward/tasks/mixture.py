@@ -78,7 +78,8 @@ def rows(
     """Rows of a prompt dataset, `size` distinct prompts a family (fewer when the family has no more).
 
     Each row holds ``prompt``, ``answer``, ``task``, ``points``, ``metadata`` (JSON, what the scorer needs),
-    ``type`` ("verifiable", or "open" where there is no one right answer), and the further columns of its families, None where a family does not have one.
+    ``type`` ("verifiable", or "open" where there is no one right answer), and the further columns of its families, None
+    where a family does not have one.
 
     Parameters
     ----------

@@ -27,7 +27,7 @@ FAILURE = b"!"
 #: What a cell reports: exit status or minus the signal, seconds of CPU, whether it can serve another.
 REPORT = struct.Struct("<id?")
 #: Times of the limit on time after which a test ends, where the machine keeps it waiting for a processor.
-LONGEST_WAIT = 3.0
+LONGEST_WAIT = 2.0
 _MOST_USES = 500
 _SPARE_USER = 1000  # inside a user namespace of the cell's own
 
@@ -82,6 +82,7 @@ def confine(rules: Rules, limits: Mapping[str, Any], role: int, home: str, proce
         os.setresgid(user, user, user)
         os.setresuid(user, user, user)
     if not rules.namespaces:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
     kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
     kernel.keep_capabilities(kernel.CAP_DAC_READ_SEARCH if rules.reads_anything else 0)
@@ -89,11 +90,12 @@ def confine(rules: Rules, limits: Mapping[str, Any], role: int, home: str, proce
     if rules.landlock:
         landlock.restrict(rules.readable, [home])
     if rules.seccomp:
-        seccomp.install(seccomp.build(None if rules.namespaces else os.getpid(), rules.may_fork))
+        seccomp.install(seccomp.build(None if rules.namespaces else os.getpid()))
 
 
-def serve(channel: _socket.socket, bodies: Mapping[bytes, Body]) -> None:
+def serve(channel: _socket.socket, bodies: Mapping[bytes, Body], rules: Rules) -> None:
     """Run what is ordered, each in a fork, until there are no more orders; `bodies` says what to run for an order."""
+    alone = seccomp.build_alone() if rules.seccomp and not rules.may_fork else None
     clean, uses, files = _traces(), 0, list[int]()
     while True:
         order, files_now = receive(channel)
@@ -115,6 +117,8 @@ def serve(channel: _socket.socket, bodies: Mapping[bytes, Body]) -> None:
         if pid == 0:
             status = 70
             try:
+                if alone is not None:
+                    seccomp.install(alone)
                 status = bodies[order](files)
             except BaseException:
                 status = 70
@@ -130,9 +134,11 @@ def serve(channel: _socket.socket, bodies: Mapping[bytes, Body]) -> None:
         channel.send(REPORT.pack(status, cpu, _traces() == clean and uses < _MOST_USES))
 
 
-def run_once(channel: _socket.socket, bodies: Mapping[bytes, Body]) -> int:
+def run_once(channel: _socket.socket, bodies: Mapping[bytes, Body], rules: Rules) -> int:
     """Run what is ordered in this process; the exit status."""
     order, files = receive(channel)
+    if rules.seccomp and not rules.may_fork:
+        seccomp.install(seccomp.build_alone())
     return bodies[order](files) if order else 0
 
 

@@ -161,10 +161,14 @@ class Table:
             found |= more
         return found
 
-    def slay(self, first: int) -> None:
-        """SIGKILL to all that was started by a program, until none is left but `first` itself, which is stopped."""
-        send(first, _SIGSTOP)
-        spared = self.cells | {first}
+    def slay(self, first: int | None) -> None:
+        """SIGKILL to all that was started by a program, until none is left but `first` itself, which is stopped.
+
+        None: to all that was started by any program, and the cells with it.
+        """
+        spared = set() if first is None else self.cells | {first}
+        if first is not None:
+            send(first, _SIGSTOP)
         for _ in range(200):
             others = {pid for pid in self.members() - spared if self._state(pid) not in "ZX"}
             for number in (_SIGSTOP, _SIGKILL):

@@ -99,7 +99,7 @@ def run_script(code: str, arguments: list[str]) -> int:
         status = _outcome(sys.modules["threading"]._shutdown) or status  # waits for threads that are no daemons
     if "atexit" in sys.modules:
         _outcome(sys.modules["atexit"]._run_exitfuncs)
-    for stream in (sys.stdout, sys.stderr):
+    for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
         try:
             if stream is not None:
                 stream.flush()

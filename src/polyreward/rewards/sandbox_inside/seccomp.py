@@ -65,30 +65,33 @@ def available() -> bool:
     return kernel.MACHINE in _ARCHITECTURES
 
 
-def build(own_process: int | None = None, may_fork: bool = True) -> bytes:
+def build(own_process: int | None = None) -> bytes:
     """The filter of a process that runs programs.
 
     With `own_process` signals go to that process alone, which matters where processes share a user and a PID
-    namespace with others. Without `may_fork` there are neither further processes nor threads.
+    namespace with others.
     """
     column = _ARCHITECTURES[kernel.MACHINE][0]
     special = [
         (_CLONE3, _deny(_ENOSYS)),
+        (_CLONE[column], _argument(0, _JSET, _NEW_NAMESPACES, _deny(), _allow())),
         (_PRLIMIT[column], _argument(0, _JEQ, 0, _allow(), _deny())),  # its own limits
         (_SOCKETPAIR[column], _argument(0, _JEQ, 1, _allow(), _deny())),
         (_IOCTL[column], _argument(1, _JEQ, _TIOCSTI, _deny(), _argument(1, _JEQ, _TIOCLINUX, _deny(), _allow()))),
     ]
-    clone = _argument(0, _JSET, _NEW_NAMESPACES, _deny(), _allow())
-    if not may_fork:
-        clone = _deny()
-        special += [(number, _deny()) for number in (_FORK[column], _VFORK[column]) if number is not None]
-    special.append((_CLONE[column], clone))
     if own_process is not None:
         mine = _argument(0, _JEQ, own_process, _allow(), _deny())
         special += [(call[column], mine) for call in (_KILL, _TGKILL, _QUEUE, _TGQUEUE)]
         special += [(_TKILL[column], _deny()), (_PIDFD_KILL, _deny())]
     rules = {number: _deny() for row in DENIED.values() if (number := row[column]) is not None}
     return _assemble({**rules, **dict(special)})
+
+
+def build_alone() -> bytes:
+    """A further filter, with which a process starts neither processes nor threads."""
+    column = _ARCHITECTURES[kernel.MACHINE][0]
+    calls = (_CLONE[column], _FORK[column], _VFORK[column])
+    return _assemble({number: _deny() for number in calls if number is not None})
 
 
 def install(program: bytes) -> None:

@@ -15,12 +15,13 @@ import gc
 import importlib
 import os
 import select
+import signal
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
-from . import cell, grader, kernel, landlock, processes, program, seccomp, warmup
+from . import cell, folders, grader, kernel, landlock, processes, program, seccomp, warmup
 
 #: What most programs import. Less used modules cost every program more than they save the few.
 _PRELOADED = [
@@ -63,7 +64,8 @@ class Server:
             kernel.detach(b"/proc")
         else:
             kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
-            kernel.prctl(kernel.PR_SET_PDEATHSIG, 9)
+            signal.signal(signal.SIGTERM, self.leave)
+            kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGTERM)
         kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
         rules.seccomp = rules.seccomp and seccomp.available()
         rules.landlock = rules.landlock and landlock.version() > 0
@@ -80,12 +82,19 @@ class Server:
         while True:
             data, files = cell.receive(self.control)
             if not data:
-                return
+                self.leave()
             kind, number, *numbers = data.decode().split()
             if kind != "end":  # the end of a test that is over
                 if numbers != self.numbers:
                     self.numbers, self.limits = numbers, dict(zip(processes.LIMITS, map(float, numbers), strict=True))
                 self.carry_out(kind, number, self.limits, files)
+
+    def leave(self, *_: Any) -> NoReturn:
+        """End with all that was ever started. In a container that is so by itself."""
+        if not self.rules.namespaces:
+            self.table.slay(None)
+            folders.remove(self.folder)
+        os._exit(0)
 
     def say(self, *words: Any) -> None:
         """Tell the owner something."""
@@ -178,8 +187,8 @@ class Server:
                 theirs = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, 3)
                 os.closerange(4, 1 << 16)  # no copy of another cell's socket stays
                 if rules.namespaces:
-                    cell.serve(theirs, _BODIES)
-                status = cell.run_once(theirs, _BODIES)
+                    cell.serve(theirs, _BODIES, self.rules)
+                status = cell.run_once(theirs, _BODIES, self.rules)
             except BaseException as error:
                 theirs.send(cell.FAILURE + f"{type(error).__name__}: {error}".encode())
             finally:
@@ -203,9 +212,7 @@ class Server:
                 if descriptor == self.control.fileno():
                     data = self.control.recv(65536)
                     if not data:
-                        for ours in running:
-                            ours.end(False, self.table)
-                        os._exit(0)
+                        self.leave()
                     if data.decode().split() == ["end", number]:
                         return "ended"
             if first.done():
@@ -221,15 +228,15 @@ class Server:
             next_check = min(now + _TICK, max(started + wall + waited, now + 0.002))
 
 
-def main(control: int, folder: str, **rules: Any) -> None:
-    """Serve on the socket `control`; `folder` is for programs in limits mode."""
+def main(control: int, folder: str, packages: list[str], **rules: Any) -> None:
+    """Serve on the socket `control`; `folder` is for programs in limits mode, `packages` are for them to import."""
     os.set_inheritable(control, False)
     channel = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, control)
     for name in _PRELOADED:
         importlib.import_module(name)
     quitter = importlib.import_module("_sitebuiltins").Quitter  # what the module site gives, without site
     builtins.exit, builtins.quit = quitter("exit", "Ctrl-D (i.e. EOF)"), quitter("quit", "Ctrl-D (i.e. EOF)")
-    sys.path.insert(0, "")
+    sys.path[:] = ["", *sys.path, *packages]
     server = Server(channel, cell.Rules(**rules), folder)
     server.prepare()
     server.serve()
