@@ -177,6 +177,8 @@ def test_masked_lines_are_filled_all_at_once():
     assert filled.split("\n") == [
         "MASKED_LINE_1", "MASKED_LINE_1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "x = 'MASKED_LINE_1'"
     ]  # fmt: skip
+    every = fill_masked_lines(code, [f"line {k}" for k in range(11)])
+    assert every.split("\n") == [*(f"line {k}" for k in range(11)), "x = 'MASKED_LINE_1'"]
     assert fill_masked_lines("for i in x:\nMASKED_LINE_0\n", ["    print(i)"]) == "for i in x:\n    print(i)\n"
 
 

@@ -59,10 +59,11 @@ class BestOfN(Reward):
     n : int >= 1, optional
         Look at the first `n` completions of a group only; default all.
 
-    Range 0 or 1. `select` gives rows and cost. As a reward it is 1 for the chosen completion of each group and 0 for
-    the others, which is what rejection sampling trains on. A group is the samples with the same entry in the column ``group``,
-    where the batch has one, else those with the same prompt. Of equal rewards the first completion wins. Where the
-    verifier does not apply (None), a completion is never chosen, and its own reward here is None.
+    Range 0 or 1. `select` gives rows and cost. As a reward it is 1 for the chosen completion of each group and 0
+    for the others, which is what rejection sampling trains on. A group is the samples with the same entry in the
+    column ``group``, where the batch has one, else those with the same prompt. Of equal rewards the first
+    completion wins. Where the verifier does not apply (None), a completion is never chosen, and its own reward here
+    is None.
 
     Raises
     ------

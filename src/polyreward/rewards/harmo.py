@@ -86,8 +86,9 @@ class HarmoReward(GroupReward):
     thresholds : mapping of "verifiable" or "open" to tau, in place of the penalty's own
 
     Range with weights 1: [-p_max, 1.5]. Does not apply where the hybrid does not. The trainer's ``log_extra`` hears
-    ``hybrid_source``, its ``log_metric`` ``harmo/TERM`` and ``harmo/share/TERM``, the mean of each term and its share of the variance inside groups, and
-    ``harmo/wrong_length``, the mean length of samples that do not count as correct.
+    ``hybrid_source``, its ``log_metric`` ``harmo/TERM`` and ``harmo/share/TERM``, the mean of each term and its
+    share of the variance inside groups, and ``harmo/wrong_length``, the mean length of samples that do not count as
+    correct.
     """
 
     hybrid: HybridReward
