@@ -2,23 +2,25 @@ import numpy as np
 import pytest
 import torch
 
-from polyreward.studies import codeboost
 from polyreward.studies.base import StudyConfig, rated
 from polyreward.studies.codeboost import (
     ARMS,
-    BATCH,
-    GROUP,
     RATES,
     STUDY,
-    HeldOut,
-    View,
     build_corpora,
-    fillings,
     fresh_programs,
-    language,
-    masked_slots,
     programs_shown,
     random_programs,
+)
+from polyreward.studies.codeboost_policy import (
+    BATCH,
+    GROUP,
+    HeldOut,
+    Policy,
+    View,
+    fillings,
+    language,
+    masked_slots,
     reward_of,
     rewards_of,
     train,
@@ -51,6 +53,7 @@ def test_about_a_quarter_of_the_programs_crash():
     assert 0.2 < (classes >= INTEGERS).mean() < 0.3
 
 
+@pytest.mark.slow
 def test_the_clique_keeps_one_of_every_group_of_near_duplicates():
     corpora = build_corpora(np.random.default_rng(0))
     assert len(corpora["all"]) == 150 + sum(60 // (1 + rank) for rank in range(150)) == 411
@@ -96,7 +99,7 @@ def test_views_and_fillings():
     assert ((made[1] >= 0) == ~np.repeat([False, True], [6, 5])).all()
     own = tokens_of(programs[1:])[np.arange(2), slots[1:]]
     assert made[[1, 2], own].tolist() == programs[1:].tolist()
-    policy = codeboost.Policy()
+    policy = Policy()
     chances = policy.logp(view).exp()
     torch.testing.assert_close(chances.sum(dim=1), torch.ones(3))
     assert chances[1, 6:].sum() == 0
@@ -124,14 +127,15 @@ def test_training_learns():
     before = seen.measure(start)
     assert before["clean"] > 0.9
     stream = programs_shown(programs[:20], 60 * BATCH, ARMS["no augmentation"], np.empty(0, dtype=int), 0)
-    policy, late = train(start, ARMS["full"], stream, 2e-3, 0, "cpu")
-    again, _ = train(start, ARMS["full"], stream, 2e-3, 0, "cpu")
+    policy, late = train(start, ARMS["full"].forward, stream, 2e-3, 0, "cpu")
+    again, _ = train(start, ARMS["full"].forward, stream, 2e-3, 0, "cpu")
     assert HeldOut(programs[:20], rng).measure(policy)["clean"] == 1
     assert all(torch.equal(a, b) for a, b in zip(policy.parameters(), again.parameters(), strict=True))
     assert 0.6 < late <= 0.775
     assert GROUP == 5
 
 
+@pytest.mark.slow
 def test_library_functions_have_the_right_size():
     functions = library_functions()
     assert len(functions) > 200
