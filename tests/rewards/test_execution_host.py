@@ -205,6 +205,7 @@ OWNER = """
     import os, signal, sys, threading, time, warnings
     warnings.simplefilter("ignore")
     import psutil
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored where the tests run in the background
     from polyreward.rewards.execution import AssertTest, Limits, OutputTest, Program, Sandbox, Script
     sandbox = Sandbox(workers=1, isolation=sys.argv[1])
     code = "import os\\ntry:\\n    os.fork()\\nexcept OSError:\\n    pass\\nwhile True:\\n    pass"
