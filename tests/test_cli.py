@@ -40,7 +40,7 @@ def test_help_loads_nothing_heavy() -> None:
 def test_methods_as_json() -> None:
     rows = json.loads(cli("methods", "--json").stdout)
     assert [row["name"] for row in rows] == [method.name for method in METHODS]
-    assert [row["name"] for row in json.loads(cli("methods", "curriculum", "--json").stdout)] == ["dump"]
+    assert [row["name"] for row in json.loads(cli("methods", "curriculum", "--json").stdout)] == ["tarot", "dump"]
 
 
 def test_an_unknown_method_is_one_line_with_the_nearest_name() -> None:

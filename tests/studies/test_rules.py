@@ -137,9 +137,9 @@ def test_what_every_study_states(method):
     assert any(character.isdigit() for character in study.claim)
     assert "upported" in study.rule
     assert "not supported" in study.rule.lower()
-    assert study.seeds >= 10
+    assert study.seeds >= 5  # 10 where a seed takes seconds
     assert all((study.task, study.baselines, study.measure, study.effect, study.full_scale, study.config))
-    assert "rate" in study.baselines
+    assert "rate" in study.baselines or "step size" in study.baselines
 
 
 def test_quick_runs_and_runs_of_few_seeds_are_not_judged():

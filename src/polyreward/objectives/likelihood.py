@@ -170,8 +170,8 @@ class JEPOObjective:
 def likelihood_objective(clip: float = 0.2) -> PolicyObjective:
     """The chain's term for a trainer: the surrogate summed over tokens, ``sum_t A log pi(z_t)``, mean over chains.
 
-    Beside it the direct term of `ReferenceLikelihood` has the weight that the gradient of E[R] gives it. Averages over
-    tokens would shrink the chain's term by its length.
+    Of likelihood rewards (arXiv 2602.03979). Beside it the direct term of `ReferenceLikelihood` has the weight that
+    the gradient of E[R] gives it. Averages over tokens would shrink the chain's term by its length.
     """
     if not (math.isfinite(clip) and clip > 0):
         raise InvalidInputError(f"clip must be a positive number, got {clip!r}")

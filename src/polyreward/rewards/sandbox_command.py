@@ -27,6 +27,7 @@ _CODE = Path(__file__).parent / "sandbox_inside"
 _ENVIRONMENT = {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "TMPDIR": "/tmp", "LANG": "C.UTF-8", "PYTHONHASHSEED": "0"}
 _ENVIRONMENT |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 _CAPABILITIES = ("CAP_SYS_ADMIN", "CAP_SETUID", "CAP_SETGID", "CAP_SETFCAP", "CAP_KILL")
+_PACKAGES = "/packages"
 _LEAVE_SECONDS = 5.0
 _DEVICES = ("null", "zero", "full", "random", "urandom")
 _START = """
@@ -137,8 +138,11 @@ def _file_system() -> list[str]:
             arguments += ["--symlink", os.readlink(path), path]
         elif os.path.isdir(path):
             arguments += ["--ro-bind", path, path]
+    packages = package_paths()
+    for number, path in enumerate(packages):  # not in their own place: it may lie under /tmp, which programs replace
+        arguments += ["--ro-bind", path, f"{_PACKAGES}/{number}"]
     for path in python_paths():
-        if not path.startswith("/usr/"):
+        if not path.startswith("/usr/") and path not in packages:
             for parent in [*reversed(Path(path).parents)][1:]:  # what bubblewrap makes by itself, only root can pass
                 arguments += ["--dir", str(parent)]
             arguments += ["--ro-bind", path, path]
@@ -180,8 +184,11 @@ def _start_mapped(container: list[str], worker: list[str], spare: int, *descript
 
 def _python(rules: Rules, control: int, modules: int, folder: str) -> list[str]:
     """The command of a worker; it reads its modules from the open file `modules`."""
+    packages = package_paths()
+    if rules.namespaces:
+        packages = [f"{_PACKAGES}/{number}" for number in range(len(packages))]
     code = _START.format(
-        package=_CODE.name, modules=modules, control=control, folder=folder, packages=package_paths(), rules=vars(rules)
+        package=_CODE.name, modules=modules, control=control, folder=folder, packages=packages, rules=vars(rules)
     )
     return [_interpreter(), "-s", "-S", "-P", "-B", "-c", code]
 
