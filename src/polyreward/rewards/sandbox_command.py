@@ -139,11 +139,12 @@ def _file_system() -> list[str]:
         elif os.path.isdir(path):
             arguments += ["--ro-bind", path, path]
     packages = package_paths()
+    arguments += ["--dir", _PACKAGES]  # what bubblewrap makes by itself, only root can pass
     for number, path in enumerate(packages):  # not in their own place: it may lie under /tmp, which programs replace
         arguments += ["--ro-bind", path, f"{_PACKAGES}/{number}"]
     for path in python_paths():
         if not path.startswith("/usr/") and path not in packages:
-            for parent in [*reversed(Path(path).parents)][1:]:  # what bubblewrap makes by itself, only root can pass
+            for parent in [*reversed(Path(path).parents)][1:]:
                 arguments += ["--dir", str(parent)]
             arguments += ["--ro-bind", path, path]
     for folder in ("/tmp", "/etc", "/dev"):
