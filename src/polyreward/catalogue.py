@@ -114,6 +114,17 @@ METHODS: tuple[Method, ...] = (
         "codeboost",
     ),
     Method(
+        "reward-ensembles",
+        "Helping or Herding? Reward Model Ensembles Mitigate but do not Eliminate Reward Hacking",
+        "2312.09244",
+        "reward model",
+        "Scores by several reward models as one: mean, median, min, or mean less deviation.",
+        "polyreward.reward_models.ensembles:RewardEnsemble",
+        "09-reward-ensembles",
+        "reward_ensembles",
+        ("tasks", "text"),
+    ),
+    Method(
         "gui-g2",
         "GUI-G²: Gaussian Reward Modeling for GUI Grounding",
         "2507.15846",
