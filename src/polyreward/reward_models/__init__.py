@@ -1,7 +1,7 @@
 """Reward models: what a sample is worth, learned from people.
 
-A reward model is an encoder, a head and a likelihood; `PreferenceModel` fits it, scores with it, saves and loads it, and
-`RewardEnsemble` makes one of several.
+A reward model is an encoder, a head and a likelihood; `PreferenceModel` fits it, scores with it, saves and loads it,
+and `RewardEnsemble` makes one of several.
 """
 
 from polyreward.reward_models.contract import ModelReward, RewardModel, as_reward
