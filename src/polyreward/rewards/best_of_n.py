@@ -9,7 +9,6 @@ Scaling Test-Time Compute Without Verification or RL is Suboptimal, arXiv 2502.1
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +18,17 @@ import torch
 
 from polyreward.errors import InvalidInputError
 from polyreward.grouped import Ids, Segments, factorize
-from polyreward.rewards.contract import Reward, RewardFunction, as_list, is_missing, name_of, text_of, values_of
+from polyreward.rewards.contract import (
+    Reward,
+    RewardFunction,
+    as_list,
+    is_column,
+    is_missing,
+    name_of,
+    text_of,
+    values_of,
+)
+from polyreward.rewards.groups import label_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +121,7 @@ class BestOfN(Reward):
         place = _place_in_group(groups)
         asked = np.flatnonzero(place < (rows if self.n is None else self.n)).tolist()
         part = [completions[row] for row in asked]
-        own = {k: [v[row] for row in asked] if _is_column(v, rows) else v for k, v in columns.items()}
+        own = {k: [v[row] for row in asked] if is_column(v, rows) else v for k, v in columns.items()}
         asking = None if prompts is None else [prompts[row] for row in asked]
         scores = np.full(rows, np.nan)
         if len(asked):
@@ -138,7 +147,7 @@ class BestOfN(Reward):
         if any(is_missing(label) for label in labels) and "group" in columns:
             row = next(row for row, label in enumerate(labels) if is_missing(label))
             raise InvalidInputError(f"reward {self.__name__!r}: column 'group' has no value in row {row}")
-        return factorize([_key(label) for label in labels], name="group")
+        return factorize([label_of(label) for label in labels], name="group")
 
 
 def best_rows(scores: Any, groups: Ids | Segments) -> np.ndarray:
@@ -179,11 +188,3 @@ def _place_in_group(segments: Segments) -> np.ndarray:
     place = np.empty(len(codes), dtype=np.int64)
     place[order] = np.arange(len(codes)) - start
     return place
-
-
-def _key(label: Any) -> Any:
-    return label if isinstance(label, str | int | np.integer) else json.dumps(label, sort_keys=True, default=str)
-
-
-def _is_column(values: Any, rows: int) -> bool:
-    return not isinstance(values, str | bytes | dict) and hasattr(values, "__len__") and len(values) == rows

@@ -116,7 +116,7 @@ class Reward:
             raise InvalidInputError(f"reward {self.__name__!r}: {len(prompts)} prompts for {rows} completions")
         for name in self.reads:
             self._check(name, columns, rows)
-        tables = {name: values for name, values in columns.items() if _is_column(values, rows)}
+        tables = {name: values for name, values in columns.items() if is_column(values, rows)}
         steps, tokens = _steps(columns, rows), tables.get("completion_ids")
         for row in range(rows):
             own = {name: column[row] for name, column in tables.items()}
@@ -130,7 +130,7 @@ class Reward:
     def _check(self, name: str, columns: Mapping[str, Any], rows: int) -> None:
         if name not in columns:
             raise MissingColumnError(f"reward {self.__name__!r} reads the column {name!r}{nearest(name, columns)}")
-        if not _is_column(columns[name], rows):
+        if not is_column(columns[name], rows):
             found = f"{len(columns[name])} entries" if is_listing(columns[name]) else repr(columns[name])
             raise InvalidInputError(
                 f"reward {self.__name__!r}: column {name!r} has {found}, expected a list of {rows}, one a completion"
@@ -332,7 +332,8 @@ def as_list(values: np.ndarray) -> list[float | None]:
     return [None if math.isnan(value) else value for value in values.tolist()]
 
 
-def _is_column(values: Any, rows: int) -> bool:
+def is_column(values: Any, rows: int) -> bool:
+    """Whether values are a listing with one entry a row."""
     return is_listing(values) and len(values) == rows
 
 
@@ -349,7 +350,7 @@ def _steps(columns: Mapping[str, Any], rows: int) -> list[float | None]:
     """The training step of each row: the trainer's, or the column or number ``step``."""
     state = columns.get("trainer_state")
     step = columns.get("step") if state is None else state.global_step
-    if _is_column(step, rows):
+    if is_column(step, rows):
         return [None if is_missing(value) else float(value) for value in step]  # type: ignore[union-attr]
     if getattr(step, "ndim", None) == 0:  # an array or tensor of one number
         step = step.item()  # type: ignore[union-attr]

@@ -34,9 +34,6 @@ from polyreward.rewards.execution import Limits, Sandbox
 from polyreward.rewards.groups import GroupReward
 from polyreward.rewards.unit_tests import Compare, Extract, SuiteRun, UnitTests, check_options, without_sandbox
 
-_RUNS = "unit tests/run"
-"""Column under which a batch's runs reach its groups."""
-
 
 @dataclass(frozen=True, eq=False)
 class TestSuiteOutcome:
@@ -335,16 +332,20 @@ class VeRPOReward(GroupReward):
 
     def __call__(self, prompts: Sequence[Any] | None, completions: Sequence[Any], **columns: Any) -> list[float | None]:
         """Score a batch: all its programs run in one call of the sandbox, then every group is weighted."""
-        samples = list(self.samples(prompts, completions, columns))
+        groups = self.groups(prompts, completions, columns)
+        samples = sorted((sample for members in groups for sample in members), key=lambda sample: sample.row)
         runner = UnitTests(self.column, self.extract, self.compare, self.limits, self.repeats, self.sandbox)
-        runs: list[SuiteRun | None] = [None] * len(completions)
-        for sample, run in zip(samples, runner.run(samples, runner.suites(self, samples)), strict=True):
-            runs[sample.row] = run
-        return super().__call__(prompts, completions, **columns, **{_RUNS: runs})
+        results = runner.run(samples, runner.suites(self, samples))
+        runs = {sample.row: run for sample, run in zip(samples, results, strict=True)}
+        values: list[float | None] = [None] * len(completions)
+        for members in groups:
+            found = self._weighted(members, [runs[sample.row] for sample in members])
+            for sample, value in zip(members, found, strict=True):
+                values[sample.row] = value
+        return values
 
-    def score_group(self, samples: Sequence[Sample]) -> Sequence[float | None]:
+    def _weighted(self, samples: Sequence[Sample], runs: Sequence[SuiteRun]) -> list[float | None]:
         """Rewards of the completions of one prompt, from what their programs passed."""
-        runs: list[SuiteRun] = [sample.columns[_RUNS] for sample in samples]
         for sample, run in zip(samples, runs, strict=True):
             if run.tests != runs[0].tests:
                 raise self.refuse(

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from polyreward.errors import InvalidInputError
+from polyreward.rewards.executor import processors
 from polyreward.rewards.sandbox_cases import AssertTest, Limits, OutputTest, Program, Script
 from polyreward.rewards.sandbox_launch import Launch, SandboxError, find
 from polyreward.rewards.sandbox_results import ProgramResult, Report, ScriptResult, TestResult, ran, tested
@@ -85,7 +86,7 @@ class Sandbox:
             raise InvalidInputError(f"Sandbox: workers is {workers}; it needs at least 1")
         if not isinstance(limits, Limits):
             raise InvalidInputError(f"Sandbox: limits is {type(limits).__name__}; it must be Limits")
-        self.workers, self.limits = workers or _processors(), limits
+        self.workers, self.limits = workers or processors(), limits
         self._launch = find(isolation)
         _warn(self._launch)
         self._lock = threading.Lock()
@@ -287,10 +288,6 @@ def _warn(launch: Launch) -> None:
     _warned.add(launch.weaker)
     head = "programs run in bubblewrap" if launch.mode == "bubblewrap" else f"no bubblewrap ({launch.why})"
     warnings.warn(f"{head}: {'; '.join(launch.weaker)}", SandboxWarning, stacklevel=3)
-
-
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _payload(code: str, arguments: Sequence[str] = (), files: Mapping[str, str] | None = None) -> bytes:

@@ -18,7 +18,6 @@ which the median softens.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -27,7 +26,7 @@ import numpy as np
 
 from polyreward.errors import InvalidInputError
 from polyreward.rewards.contract import RewardFunction, as_list, is_finite, is_listing, name_of, values_of
-from polyreward.rewards.groups import GroupReward
+from polyreward.rewards.groups import GroupReward, label_of
 from polyreward.rewards.length import UNITS, Unit, length_of
 
 if TYPE_CHECKING:
@@ -152,7 +151,7 @@ def response_lengths(
     return np.array([length_of(sample, unit) for sample in reward.samples(prompts, completions, columns)], np.float64)
 
 
-def group_labels(name: str, prompts: Sequence[Any] | None, rows: int, columns: Mapping[str, Any]) -> list[str]:
+def group_labels(name: str, prompts: Sequence[Any] | None, rows: int, columns: Mapping[str, Any]) -> list[str | int]:
     """What tells the groups of a batch apart, one label a row: the column ``group``, else the prompt.
 
     Raises
@@ -165,7 +164,7 @@ def group_labels(name: str, prompts: Sequence[Any] | None, rows: int, columns: M
         raise InvalidInputError(f"reward {name!r} compares the samples of a prompt: give prompts or 'group'")
     if not is_listing(labels) or len(labels) != rows:
         raise InvalidInputError(f"reward {name!r}: 'group' must be a list of {rows}, one a completion")
-    return [label if isinstance(label, str) else json.dumps(label, sort_keys=True, default=str) for label in labels]
+    return [label_of(label) for label in labels]
 
 
 def _in_and_out(part: GroupLengthPenalty, scores: Any, lengths: Any, groups: Any, tau: Any) -> Any:

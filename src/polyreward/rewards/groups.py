@@ -8,7 +8,7 @@ a group over processes. `RewardExecutor.wrap` sends a whole batch to one worker 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -45,16 +45,8 @@ class GroupReward(Reward):
         InvalidInputError
             Neither prompts nor a column ``group``; columns of another length; a reference that cannot be used.
         """
-        samples = self.samples(prompts, completions, columns)
-        if prompts is None and "group" not in columns and len(completions) > 0:
-            raise InvalidInputError(
-                f"reward {self.__name__!r} compares the samples of a prompt: give prompts or 'group'"
-            )
-        groups: dict[Any, list[Sample]] = {}
-        for sample in samples:
-            groups.setdefault(group_key(sample), []).append(sample)
         values: list[float | None] = [None] * len(completions)
-        for members in groups.values():
+        for members in self.groups(prompts, completions, columns):
             found = self.score_group(members)
             if len(found) != len(members):
                 raise InvalidInputError(
@@ -63,6 +55,19 @@ class GroupReward(Reward):
             for sample, value in zip(members, found, strict=True):
                 values[sample.row] = None if is_missing(value) else float(value)  # type: ignore[arg-type]
         return values
+
+    def groups(
+        self, prompts: Sequence[Any] | None, completions: Sequence[Any], columns: Mapping[str, Any]
+    ) -> list[list[Sample]]:
+        """The samples to which the reward applies, group by group; raises as `__call__` does."""
+        if prompts is None and "group" not in columns and len(completions) > 0:
+            raise InvalidInputError(
+                f"reward {self.__name__!r} compares the samples of a prompt: give prompts or 'group'"
+            )
+        groups: dict[str | int, list[Sample]] = {}
+        for sample in self.samples(prompts, completions, columns):
+            groups.setdefault(group_key(sample), []).append(sample)
+        return list(groups.values())
 
 
 def needs_group(reward: RewardFunction) -> bool:
@@ -77,12 +82,18 @@ def needs_batch(reward: RewardFunction) -> bool:
 
 
 def _inside(reward: RewardFunction) -> list[RewardFunction]:
-    return [*getattr(reward, "members", ()), *filter(callable, [getattr(reward, "reward", None)])]
+    """Rewards that a reward is made of, stands for, or wraps."""
+    wrapped = getattr(reward, "reward", None), getattr(reward, "__wrapped__", None)
+    return [*getattr(reward, "members", ()), *filter(callable, wrapped)]
 
 
-def group_key(sample: Sample) -> Any:
-    """What tells groups apart: hashable for texts, messages, numbers and arrays."""
-    label = sample.columns.get("group", sample.prompt)
-    if isinstance(label, str | int | np.integer):
-        return label
-    return json.dumps(label, sort_keys=True, default=str)
+def group_key(sample: Sample) -> str | int:
+    """What tells the group of a sample apart."""
+    return label_of(sample.columns.get("group", sample.prompt))
+
+
+def label_of(entry: Any) -> str | int:
+    """A prompt or an entry of the column ``group`` as something hashable: messages and arrays become texts."""
+    if isinstance(entry, str | int | np.integer):
+        return entry  # type: ignore[return-value]
+    return json.dumps(entry, sort_keys=True, default=str)

@@ -62,13 +62,18 @@ class FormatReward(Reward):
 
 @dataclass(frozen=True)
 class HarmoParts:
-    """The weighted terms of `HarmoReward`, float64 (N,), NaN where it does not apply; and the hybrid's parts."""
+    """The weighted terms of `HarmoReward`, float64 (N,), NaN where it does not apply; and what they were made of.
+
+    `hybrid` are the hybrid's parts, `groups` the label of each row's group, `lengths` float64 (N,).
+    """
 
     total: np.ndarray
     accuracy: np.ndarray
     length: np.ndarray
     format: np.ndarray
     hybrid: HybridParts
+    groups: list[str | int]
+    lengths: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -125,7 +130,7 @@ class HarmoReward(GroupReward):
         if callable(log_extra := columns.get("log_extra")):
             log_extra("hybrid_source", found.hybrid.source)
         if callable(log_metric := columns.get("log_metric")):
-            self._log(found, prompts, completions, columns, log_metric)
+            self._log(found, log_metric)
         return as_list(check_values(found.total, len(completions), "harmo"))
 
     def explain(self, prompts: Sequence[Any] | None, completions: Sequence[Any], **columns: Any) -> HarmoParts:
@@ -137,19 +142,18 @@ class HarmoReward(GroupReward):
         penalty = self.penalty(hybrid.values, lengths, groups, self._tau(hybrid.verifiable))
         terms = [weight * term for weight, term in zip(self.weights, (hybrid.values, penalty, form), strict=True)]
         terms = [np.where(np.isnan(hybrid.values), np.nan, term) for term in terms]
-        return HarmoParts(terms[0] + terms[1] + terms[2], terms[0], terms[1], terms[2], hybrid)
+        return HarmoParts(terms[0] + terms[1] + terms[2], terms[0], terms[1], terms[2], hybrid, groups, lengths)
 
     def _tau(self, verifiable: np.ndarray) -> np.ndarray:
         taus = [self.thresholds.get(name, self.penalty.tau) for name in TYPES]
         return np.where(verifiable, *taus)
 
-    def _log(self, found: HarmoParts, prompts: Any, completions: Any, columns: Any, log_metric: Any) -> None:
+    def _log(self, found: HarmoParts, log_metric: Callable[[str, float], None]) -> None:
         terms = {name: getattr(found, name) for name in ("accuracy", "length", "format")}
         applies = ~np.isnan(found.total)
         if not applies.any():
             return
-        everyone = group_labels("harmo", prompts, len(applies), columns)
-        labels = [everyone[row] for row in np.flatnonzero(applies)]
+        labels = [found.groups[row] for row in np.flatnonzero(applies)]
         table = np.stack([term[applies] for term in terms.values()], axis=1)
         shares = variance_shares(table, labels)
         for name, term, share in zip(terms, table.T, shares, strict=True):
@@ -157,8 +161,7 @@ class HarmoReward(GroupReward):
             log_metric(f"harmo/share/{name}", float(share))
         wrong = applies & (found.hybrid.values < self._tau(found.hybrid.verifiable))
         if wrong.any():
-            lengths = response_lengths(self, prompts, completions, columns, self.unit)
-            log_metric("harmo/wrong_length", float(lengths[wrong].mean()))
+            log_metric("harmo/wrong_length", float(found.lengths[wrong].mean()))
 
 
 def harmo(

@@ -30,6 +30,7 @@ from polyreward.likelihood import KINDS, jepo_advantages, likelihood_values, und
 from polyreward.rewards.composition import weighted_sum
 from polyreward.rewards.contract import Reward, RewardFunction, Sample, as_list, first_row, values_of
 from polyreward.rewards.formats import TagFormat
+from polyreward.rewards.groups import group_key
 from polyreward.rewards.likelihood import LikelihoodReward, efficiency_reward, nover_perplexity, rank_reward
 from polyreward.rewards.reference_encoding import (
     AnswerTemplate,
@@ -320,7 +321,7 @@ class ReferenceLikelihood(Reward):
     def _score_groups(
         self, samples: list[Sample], encoded: Encoded, logp: Tensor, mask: Tensor, lost: Tensor
     ) -> tuple[Tensor, Tensor]:
-        labels = [json.dumps(s.columns.get("group", s.prompt), sort_keys=True, default=str) for s in samples]
+        labels = [group_key(sample) for sample in samples]
         groups = {label: number for number, label in enumerate(dict.fromkeys(labels))}
         codes = torch.tensor([groups[label] for label in labels])
         # Rows of a group side by side: (groups, size), NaN where a group is smaller.

@@ -210,13 +210,11 @@ def same_output(expected: str, printed: str, compare: Compare = "lines", strict:
 
     With "lines", each line is stripped, and lines at the end that hold nothing but white space do not count.
     """
-    if compare != "lines":
+    if strict or compare != "lines":
         return OutputTest(stdout=expected, compare=compare).agrees(printed)
-    if not strict:  # the released code strips the whole of what was printed, and not of what was expected
-        pairs = zip(printed.strip().split("\n"), expected.split("\n"), strict=False)
-        return all(a.strip() == b.strip() for a, b in pairs)
-    wanted, found = ([line.strip() for line in text.rstrip().split("\n")] for text in (expected, printed))
-    return wanted == found
+    # The released code strips the whole of what was printed, and not of what was expected.
+    pairs = zip(printed.strip().split("\n"), expected.split("\n"), strict=False)
+    return all(a.strip() == b.strip() for a, b in pairs)
 
 
 def succeeded(status: Any) -> bool:

@@ -164,7 +164,7 @@ class PolyrewardGRPOTrainer(GRPOTrainer):
         local = self.args.per_device_train_batch_size * self.args.steps_per_generation
         whole = self.accelerator.num_processes == 1 or local % self.num_generations == 0
         for reward in self.reward_funcs:
-            if not whole and needs_group(getattr(reward, "__wrapped__", reward)):
+            if not whole and needs_group(reward):
                 raise InvalidInputError(
                     f"the reward {name_of(reward)!r} compares the completions of a prompt, and "
                     f"per_device_train_batch_size * steps_per_generation = {local} splits groups of num_generations="
