@@ -125,6 +125,17 @@ METHODS: tuple[Method, ...] = (
         ("tasks", "text"),
     ),
     Method(
+        "integer-distributions",
+        "Predicting integers from continuous parameters",
+        "2602.10751",
+        "statistics",
+        "Distributions over the integers that a network can predict: discrete Laplace and normal, bitwise, mixtures.",
+        "polyreward.statistics:IntegerHead",
+        "30-integer-distributions",
+        "integer_distributions",
+        ("tasks",),
+    ),
+    Method(
         "gui-g2",
         "GUI-G²: Gaussian Reward Modeling for GUI Grounding",
         "2507.15846",

@@ -11,6 +11,7 @@ from polyreward.reward_models.feature_cache import CachedEncoder
 from polyreward.reward_models.fine_tuning import FineTunedEncoder
 from polyreward.reward_models.fit_options import FitOptions, FitProgress
 from polyreward.reward_models.heads import Head, Items, LinearHead, Scores, TwoLayerHead
+from polyreward.reward_models.integer_ratings import IntegerRatings
 from polyreward.reward_models.likelihoods import (
     BradleyTerry,
     CenteredBTLoss,
@@ -46,6 +47,7 @@ __all__ = [
     "FrozenEncoder",
     "HashingEncoder",
     "Head",
+    "IntegerRatings",
     "Items",
     "Likelihood",
     "LinearHead",

@@ -85,7 +85,7 @@ class Head(Protocol):
 
 
 class LinearHead(nn.Module):
-    """``w . features``; zero at the start, so that a fit begins from no opinion.
+    """``w . features``; with one output zero at the start, so that a fit begins from no opinion.
 
     Parameters
     ----------
@@ -93,20 +93,24 @@ class LinearHead(nn.Module):
         d.
     bias : bool
         A constant says nothing about preferences; use it for ratings.
+    outputs : int
+        Numbers a response, for a likelihood that reads several.
     """
 
-    def __init__(self, width: int, bias: bool = False) -> None:
+    def __init__(self, width: int, bias: bool = False, outputs: int = 1) -> None:
         super().__init__()
-        self.config: dict[str, Any] = {"width": width, "bias": bias}
-        self.linear = nn.Linear(width, 1, bias=bias)
-        nn.init.zeros_(self.linear.weight)
-        if bias:
-            nn.init.zeros_(self.linear.bias)
+        _require_outputs(outputs)
+        self.config: dict[str, Any] = {"width": width, "bias": bias, "outputs": outputs}
+        self.linear = nn.Linear(width, outputs, bias=bias)
+        if outputs == 1:  # several outputs that started alike would stay alike in a mixture
+            nn.init.zeros_(self.linear.weight)
+            if bias:
+                nn.init.zeros_(self.linear.bias)
 
     def forward(self, items: Items) -> Tensor:
-        """Scores (R,)."""
-        scores: Tensor = self.linear(items.features).squeeze(-1)
-        return scores
+        """Scores (R,), or (R, outputs)."""
+        scores: Tensor = self.linear(items.features)
+        return scores.squeeze(-1) if self.config["outputs"] == 1 else scores
 
 
 class TwoLayerHead(nn.Module):
@@ -123,12 +127,21 @@ class TwoLayerHead(nn.Module):
     activation : "silu", "relu", "tanh" or "gelu"
     dropout : float
         Before the last layer.
+    outputs : int
+        Numbers a response, for a likelihood that reads several.
     """
 
     def __init__(
-        self, width: int, hidden: int | None = None, layers: int = 2, activation: str = "silu", dropout: float = 0.0
+        self,
+        width: int,
+        hidden: int | None = None,
+        layers: int = 2,
+        activation: str = "silu",
+        dropout: float = 0.0,
+        outputs: int = 1,
     ) -> None:
         super().__init__()
+        _require_outputs(outputs)
         if activation not in ACTIVATIONS:
             raise InvalidInputError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
         if layers < 1:
@@ -139,6 +152,7 @@ class TwoLayerHead(nn.Module):
             "layers": layers,
             "activation": activation,
             "dropout": dropout,
+            "outputs": outputs,
         }
         inner = hidden or width
         parts: list[nn.Module] = []
@@ -146,12 +160,12 @@ class TwoLayerHead(nn.Module):
             parts += [nn.Linear(width if layer == 0 else inner, inner), ACTIVATIONS[activation]()]
         if dropout:
             parts.append(nn.Dropout(dropout))
-        self.network = nn.Sequential(*parts, nn.Linear(width if layers == 1 else inner, 1))
+        self.network = nn.Sequential(*parts, nn.Linear(width if layers == 1 else inner, outputs))
 
     def forward(self, items: Items) -> Tensor:
-        """Scores (R,)."""
-        scores: Tensor = self.network(items.features).squeeze(-1)
-        return scores
+        """Scores (R,), or (R, outputs)."""
+        scores: Tensor = self.network(items.features)
+        return scores.squeeze(-1) if self.config["outputs"] == 1 else scores
 
 
 def run_head(head: nn.Module, items: Items) -> Scores:
@@ -163,3 +177,8 @@ def run_head(head: nn.Module, items: Items) -> Scores:
             f"{type(head).__name__} returned shape {tuple(scores.values.shape)} for {len(items.features)} responses"
         )
     return scores
+
+
+def _require_outputs(outputs: int) -> None:
+    if outputs < 1:
+        raise InvalidInputError(f"outputs must be at least 1, got {outputs}")

@@ -256,6 +256,10 @@ class BradleyTerry:
         cut = math.log(self.theta)
         return 0.5 * (torch.sigmoid(difference - cut) + 1 - torch.sigmoid(-difference - cut))
 
+    def pair_log_probability(self, first: Tensor, second: Tensor) -> Tensor:
+        """Log-probability that the first is preferred, of scores (...,); what a mixture mixes."""
+        return logsigmoid(first - second - (0.0 if self.theta is None else math.log(self.theta)))
+
     def tie_probability(self, first: Scores, second: Scores) -> Tensor:
         """Probability of a tie, (P,); 0 without `theta`."""
         difference = self.score(first) - self.score(second)
