@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+import warnings
+from typing import Annotated, Any
 
 import typer
 
 from polyreward import __version__
 from polyreward.commands.diagnose import diagnose
+from polyreward.commands.fit import fit
 from polyreward.commands.methods import methods
 from polyreward.commands.reproduce import reproduce
+from polyreward.commands.score import score
 from polyreward.commands.train import train
 from polyreward.errors import PolyrewardError
 
@@ -21,7 +24,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (train, diagnose, reproduce, methods):
+for command in (train, diagnose, fit, score, reproduce, methods):
     app.command()(command)
 
 
@@ -42,9 +45,16 @@ def _options(
 
 def main() -> None:
     """Run the command line: exit code 2 with one red line on bad input; Ctrl-C is 130."""
+    plain = warnings.formatwarning
+
+    def in_one_line(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> str:
+        own = category.__module__.startswith("polyreward.")
+        return f"warning: {message}\n" if own else plain(message, category, *rest, **more)
+
+    warnings.formatwarning = in_one_line
     try:
         app()
     except PolyrewardError as error:
-        red, plain = ("\033[31m", "\033[0m") if sys.stderr.isatty() else ("", "")
-        print(f"{red}error: {error}{plain}", file=sys.stderr)
+        red, reset = ("\033[31m", "\033[0m") if sys.stderr.isatty() else ("", "")
+        print(f"{red}error: {error}{reset}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -11,7 +11,8 @@ from polyreward.studies.runner import judge_runs
 RULES = {"test_rules": ("stratified-grpo", "dump", "ema-grpo", "gaussian-grpo")}
 ELSEWHERE = (
     "grouprank", "verifier-based", "tarot", "codeboost", "gui-g2", "brain", "sweet-spot", "elastic-trust-region",
-    "multirole-r1", "reward-ensembles", "verpo", "likelihood-rewards", "hybrid-multi-aspect", "toolrl", "integer-distributions",
+    "multirole-r1", "reward-ensembles", "verpo", "likelihood-rewards", "hybrid-multi-aspect", "toolrl", "integer-distributions", "secrets-rm",
+    "topological-rlhf",
 )  # fmt: skip
 
 

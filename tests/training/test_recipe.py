@@ -2,11 +2,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from polyreward.errors import InvalidInputError, MissingFileError, PolyrewardError, UnknownNameError
+from polyreward.preferences import PreferenceData
+from polyreward.reward_models import HashingEncoder, LinearHead, PreferenceModel
 from polyreward.training.parts import make_advantage, make_curriculum, make_objective, make_reward
 from polyreward.training.recipe import (
     AdvantageSection,
@@ -187,6 +190,19 @@ def test_own_rewards_by_file_and_module(tmp_path: Path, monkeypatch: pytest.Monk
         reward = make_reward(RewardSection(name="brevity", use=use))
         assert reward.__name__ == "brevity"
         assert reward(["p"], ["abc"], answer=["x"]) == [-3.0]
+
+
+def test_a_fitted_reward_model_is_a_reward_of_a_recipe(tmp_path: Path) -> None:
+    data = PreferenceData(["p"] * 8, ["good", "bad"] * 8, choice=np.zeros(8, int))
+    model = PreferenceModel(HashingEncoder(64), LinearHead).fit(data, epochs=20, learning_rate=0.1, validation=None)
+    model.save_pretrained(tmp_path)
+    for use in ("reward_model", "reward-model"):
+        reward = make_reward(RewardSection(name="liked", use=use, options={"model": str(tmp_path)}))
+        good, bad = reward(["p", "p"], ["good", "bad"], answer=["", ""])
+        assert reward.__name__ == "liked"
+        assert good > bad
+    with pytest.raises(PolyrewardError, match="reward 'liked': .*does not exist"):
+        make_reward(RewardSection(name="liked", use="reward_model", options={"model": str(tmp_path / "no")}))
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,37 @@ def iterate_preferences(
                 yield data
 
 
+def iterate_responses(
+    source: Any, *, columns: Mapping[str, str] | None = None, layout: str = "auto"
+) -> Iterator[tuple[dict[str, Any], Preference]]:
+    """Rows whose responses are to be scored, judged or not: the row as it is, and prompt, responses and annotator.
+
+    A row has `prompt` (may be missing) and `completion` or `response` (one) or `responses` or `completions` (a list), or
+    is a preference of any layout.
+
+    Raises
+    ------
+    MissingFileError, MissingColumnError, UnknownNameError, InvalidInputError
+        The message names file, row and field.
+    """
+    read = None if layout == "auto" else reader_of(layout)
+    for where, stream in _sources(source, None):
+        for number, raw in enumerate(stream, start=1):
+            place = f"{where}, row {number}"
+            row = _renamed(raw, columns or {}, place)
+            several = row.get("responses", row.get("completions") if "instruction" not in row else None)
+            one = row.get("completion", row.get("response"))
+            if read is not None or (several is None and one is None):
+                found = (read or reader_of(layout_of(list(row), row, place)))(row, place)
+            elif several is None or isinstance(several, list):
+                found = Preference(
+                    row.get("prompt"), [one] if several is None else several, annotator=row.get("annotator")
+                )
+            else:
+                raise InvalidInputError(f"{place}: responses is {type(several).__name__}, expected a list")
+            yield row, _checked(found, place)
+
+
 def write_preferences(data: PreferenceData, path: str | Path) -> Path:
     """Write as JSON lines in the native layout, which `read_preferences` reads back."""
 

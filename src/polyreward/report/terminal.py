@@ -14,6 +14,7 @@ from polyreward.report.html import show
 
 if TYPE_CHECKING:
     from polyreward.audit.diagnose import Diagnosis
+    from polyreward.audit.reward_models import ModelAudit
 
 STYLE = {"error": "bold red", "warning": "bold yellow", "info": "cyan"}
 
@@ -99,6 +100,29 @@ def show_diagnosis(diagnosis: Diagnosis, source: str, console: Console) -> None:
         console.print()
         for what, reason in diagnosis.not_checked.items():
             console.print(Text(f"not checked: {what} ({reason})", style="dim"))
+
+
+def show_audit(audit: ModelAudit, console: Console) -> None:
+    """Print the figures of a reward model's audit."""
+    rows = [("accuracy", audit.accuracy), ("calibration error", audit.calibration.error)]
+    if audit.length is not None:
+        rows += [
+            ("accuracy, preferred is longer", audit.length.longer),
+            ("accuracy, preferred is shorter", audit.length.shorter),
+            ("accuracy of preferring the longer", audit.length.length_only),
+            ("length beside the scores", audit.length.partial),
+        ]
+    some = list(audit.annotators.items()) if 1 < len(audit.annotators) <= 10 else []
+    rows += [(f"accuracy, {name}", estimate) for name, estimate in some]
+    cells = [(name, e.value, f"{e.low:.3f} to {e.high:.3f}", e.count) for name, e in rows]
+    console.print(make_table("Audit", ("", "value", "95 % interval", "pairs"), cells))
+    if audit.best_of_n:
+        headers = ("n", "KL, nats", "mean score", "mean rating", "95 % interval")
+        curve = [
+            (p["n"], p["kl"], p["proxy"], p["gold"], f"{p['low']:.3f} to {p['high']:.3f}") for p in audit.best_of_n
+        ]
+        console.print()
+        console.print(make_table("Best of n by this model", headers, curve))
 
 
 def _code(console: Console, source: str) -> None:

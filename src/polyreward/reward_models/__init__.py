@@ -4,7 +4,17 @@ A reward model is an encoder, a head and a likelihood; `PreferenceModel` fits it
 and `RewardEnsemble` makes one of several.
 """
 
+from polyreward.reward_models.classifier import SequenceClassifier
 from polyreward.reward_models.contract import ModelReward, RewardModel, as_reward
+from polyreward.reward_models.contrastive import (
+    Contrastive,
+    ContrastiveRegularizer,
+    DropoutViewsHead,
+    info_nce,
+    simcse_loss,
+    sinkhorn,
+    swav_loss,
+)
 from polyreward.reward_models.encoders import Encoder, Features, FeatureTable, HashingEncoder
 from polyreward.reward_models.ensembles import MemberFailureWarning, RewardEnsemble, aggregate_rewards
 from polyreward.reward_models.feature_cache import CachedEncoder
@@ -24,6 +34,8 @@ from polyreward.reward_models.likelihoods import (
     select_best_loss,
     tied_bradley_terry_loss,
 )
+from polyreward.reward_models.margin_loss import BTLoss
+from polyreward.reward_models.meta_learning import MetaRMStep, continue_with_shift, difference_score
 from polyreward.reward_models.model import PreferenceModel, UnknownAnnotatorWarning
 from polyreward.reward_models.over_optimisation import (
     EnsembleSplit,
@@ -31,12 +43,18 @@ from polyreward.reward_models.over_optimisation import (
     overoptimization_curve,
     underspecification_report,
 )
+from polyreward.reward_models.parts import compose, load_reward_model
+from polyreward.reward_models.strength_voting import OverfittedVotersWarning, StrengthVoting
 from polyreward.reward_models.text_encoders import FrozenEncoder, SentenceEncoder
 
 __all__ = [
+    "BTLoss",
     "BradleyTerry",
     "CachedEncoder",
     "CenteredBTLoss",
+    "Contrastive",
+    "ContrastiveRegularizer",
+    "DropoutViewsHead",
     "Encoder",
     "EnsembleSplit",
     "FeatureTable",
@@ -52,7 +70,9 @@ __all__ = [
     "Likelihood",
     "LinearHead",
     "MemberFailureWarning",
+    "MetaRMStep",
     "ModelReward",
+    "OverfittedVotersWarning",
     "PlackettLuce",
     "PreferenceModel",
     "Regression",
@@ -60,16 +80,26 @@ __all__ = [
     "RewardModel",
     "Scores",
     "SentenceEncoder",
+    "SequenceClassifier",
+    "StrengthVoting",
     "TwoLayerHead",
     "UnknownAnnotatorWarning",
     "aggregate_rewards",
     "as_reward",
     "bradley_terry_loss",
     "centering_penalty",
+    "compose",
+    "continue_with_shift",
+    "difference_score",
     "hack_feature_shift",
+    "info_nce",
+    "load_reward_model",
     "overoptimization_curve",
     "plackett_luce_loss",
     "select_best_loss",
+    "simcse_loss",
+    "sinkhorn",
+    "swav_loss",
     "tied_bradley_terry_loss",
     "underspecification_report",
 ]

@@ -144,11 +144,19 @@ class RewardEnsemble:
         return cls([copy.deepcopy(model) for _ in range(members)], **options)
 
     def fit(self, preferences: PreferenceData, seed: int = 0, **options: Any) -> RewardEnsemble:
-        """Fit every member to the same data, member m with seed ``seed + m``; `options` as of the members' fit."""
+        """Fit every member to the same data, member m with seed ``seed + m``; `options` as of the members' fit.
+
+        With a checkpoint, members that were done when a fit was interrupted are not fitted again.
+        """
         checkpoint = options.pop("checkpoint", None)
+        keep = options.pop("keep_checkpoint", False)
+        paths = [] if checkpoint is None else [Path(f"{checkpoint}.{number}") for number in range(len(self.members))]
         for number, member in enumerate(self.members):
-            own = {} if checkpoint is None else {"checkpoint": f"{checkpoint}.{number}"}
+            own = {"checkpoint": paths[number], "keep_checkpoint": True} if paths else {}
             member.fit(preferences, seed=seed + number, **own, **options)
+        for path in paths:
+            if not keep:
+                path.unlink(missing_ok=True)
         self.standardized = None
         return self
 

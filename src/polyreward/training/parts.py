@@ -33,7 +33,8 @@ from polyreward.training.recipe import (
 
 Reward = Callable[..., list[float | None]]
 
-_TASK_REWARDS = {
+_OTHER_REWARDS = {
+    "reward_model": "polyreward.reward_models.parts:stored_reward",
     "task_score": "polyreward.tasks.mixture:TaskScore",
     "answer_format": "polyreward.tasks.mixture:AnswerFormat",
     "tool_cost": "polyreward.tasks.mixture:ToolCost",
@@ -127,7 +128,7 @@ def _in_section(name: str) -> Iterator[None]:
 
 
 def _built_in(name: str) -> str:
-    known, wanted = _TASK_REWARDS | REWARDS, name.replace("-", "_")
+    known, wanted = _OTHER_REWARDS | REWARDS, name.replace("-", "_")
     if wanted not in known:
         raise UnknownNameError(
             f"no built-in reward {name!r}{nearest(wanted, known)}; your own is 'module:function' or 'path.py:function'"
