@@ -125,6 +125,17 @@ METHODS: tuple[Method, ...] = (
         ("tasks", "text"),
     ),
     Method(
+        "micro",
+        "MiCRo: Mixture Modeling and Context-aware Routing for Personalized Preference Learning",
+        "2505.24846",
+        "reward model",
+        "Several reward heads and a router that says which of them a prompt calls for; few pairs route it to a context.",
+        "polyreward.reward_models.mixture_models:MixtureHead",
+        "13-micro",
+        "mixture_routing",
+        ("tasks",),
+    ),
+    Method(
         "secrets-rm",
         "Secrets of RLHF in Large Language Models Part II: Reward Modeling",
         "2401.06080",

@@ -110,8 +110,8 @@ def iterate_responses(
 ) -> Iterator[tuple[dict[str, Any], Preference]]:
     """Rows whose responses are to be scored, judged or not: the row as it is, and prompt, responses and annotator.
 
-    A row has `prompt` (may be missing) and `completion` or `response` (one) or `responses` or `completions` (a list), or
-    is a preference of any layout.
+    A row has `prompt` (may be missing) and `completion` or `response` (one) or `responses` or `completions` (a list),
+    or is a preference of any layout.
 
     Raises
     ------

@@ -5,6 +5,7 @@ and `RewardEnsemble` makes one of several.
 """
 
 from polyreward.reward_models.classifier import SequenceClassifier
+from polyreward.reward_models.context_routing import EmptyContextWarning, HedgeRouterTrainer, hedge_targets
 from polyreward.reward_models.contract import ModelReward, RewardModel, as_reward
 from polyreward.reward_models.contrastive import (
     Contrastive,
@@ -36,6 +37,16 @@ from polyreward.reward_models.likelihoods import (
 )
 from polyreward.reward_models.margin_loss import BTLoss
 from polyreward.reward_models.meta_learning import MetaRMStep, continue_with_shift, difference_score
+from polyreward.reward_models.mixture_models import MixtureHead, MixtureLikelihood
+from polyreward.reward_models.mixtures import (
+    ContextRouter,
+    MixtureBTLoss,
+    MultiHeadReward,
+    bt_mixture_floor,
+    mixture_preference,
+    mixture_score,
+    router_report,
+)
 from polyreward.reward_models.model import PreferenceModel, UnknownAnnotatorWarning
 from polyreward.reward_models.over_optimisation import (
     EnsembleSplit,
@@ -44,6 +55,7 @@ from polyreward.reward_models.over_optimisation import (
     underspecification_report,
 )
 from polyreward.reward_models.parts import compose, load_reward_model
+from polyreward.reward_models.routed_models import route_to_context
 from polyreward.reward_models.strength_voting import OverfittedVotersWarning, StrengthVoting
 from polyreward.reward_models.text_encoders import FrozenEncoder, SentenceEncoder
 
@@ -52,9 +64,11 @@ __all__ = [
     "BradleyTerry",
     "CachedEncoder",
     "CenteredBTLoss",
+    "ContextRouter",
     "Contrastive",
     "ContrastiveRegularizer",
     "DropoutViewsHead",
+    "EmptyContextWarning",
     "Encoder",
     "EnsembleSplit",
     "FeatureTable",
@@ -65,13 +79,18 @@ __all__ = [
     "FrozenEncoder",
     "HashingEncoder",
     "Head",
+    "HedgeRouterTrainer",
     "IntegerRatings",
     "Items",
     "Likelihood",
     "LinearHead",
     "MemberFailureWarning",
     "MetaRMStep",
+    "MixtureBTLoss",
+    "MixtureHead",
+    "MixtureLikelihood",
     "ModelReward",
+    "MultiHeadReward",
     "OverfittedVotersWarning",
     "PlackettLuce",
     "PreferenceModel",
@@ -87,15 +106,21 @@ __all__ = [
     "aggregate_rewards",
     "as_reward",
     "bradley_terry_loss",
+    "bt_mixture_floor",
     "centering_penalty",
     "compose",
     "continue_with_shift",
     "difference_score",
     "hack_feature_shift",
+    "hedge_targets",
     "info_nce",
     "load_reward_model",
+    "mixture_preference",
+    "mixture_score",
     "overoptimization_curve",
     "plackett_luce_loss",
+    "route_to_context",
+    "router_report",
     "select_best_loss",
     "simcse_loss",
     "sinkhorn",

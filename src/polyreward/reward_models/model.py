@@ -115,9 +115,10 @@ class PreferenceModel:
         # all noise of a fit comes from its seed, and the caller's generator is left as it was
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
-            source = self._source(table)
+            source = self._source(table, with_prompts=False)
             if self._make_head is not None:
                 self.head = self._make_head(self._width(source))
+            source.prompt_features = self._prompt_features(data.prompts)
             self.annotators = table.annotators
             held_source = (source, validation) if validation is not None else None
             if isinstance(settings.validation, PreferenceData):
@@ -224,10 +225,10 @@ class PreferenceModel:
     def _network(self) -> Network:
         return Network(self._fitted, self.likelihood, self.penalties, self.encoder if self.learns_encoder else None)
 
-    def _source(self, table: ComparisonTable) -> Source:
+    def _source(self, table: ComparisonTable, with_prompts: bool = True) -> Source:
         data = table.data
         prompts = _spread(data.prompts, data.owner)
-        prompt_features = self._prompt_features(data.prompts)
+        prompt_features = self._prompt_features(data.prompts) if with_prompts else None
         if self.learns_encoder:
             return Source(table, None, prompt_features, (data.prompts, data.responses))
         return Source(table, self._features(prompts, data.responses), prompt_features)
@@ -238,8 +239,7 @@ class PreferenceModel:
         return look_up(self.encoder, prompts, responses)
 
     def _prompt_features(self, prompts: Column) -> np.ndarray | None:
-        probe = self.head if self.head is not None else self._make_head
-        if not getattr(probe, "uses_prompt", getattr(getattr(probe, "func", None), "uses_prompt", False)):
+        if not getattr(self._fitted, "uses_prompt", False):
             return None
         if not hasattr(self.encoder, "encode_prompts"):
             raise InvalidInputError(f"the head reads the prompt alone, and {self.encoder.identity} cannot encode it")

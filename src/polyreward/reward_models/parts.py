@@ -31,12 +31,14 @@ ENCODERS: Mapping[str, str] = {
 HEADS: Mapping[str, tuple[str, str]] = {
     "linear": (f"{_ROOM}.heads:LinearHead", "bradley-terry"),
     "two-layer": (f"{_ROOM}.heads:TwoLayerHead", "bradley-terry"),
+    "mixture": (f"{_ROOM}.mixture_models:MixtureHead", "mixture"),
     "dropout-views": (f"{_ROOM}.contrastive:DropoutViewsHead", "contrastive"),
 }
 LIKELIHOODS: Mapping[str, str] = {
     "bradley-terry": f"{_ROOM}.likelihoods:BradleyTerry",
     "plackett-luce": f"{_ROOM}.likelihoods:PlackettLuce",
     "regression": f"{_ROOM}.likelihoods:Regression",
+    "mixture": f"{_ROOM}.mixture_models:MixtureLikelihood",
     "contrastive": f"{_ROOM}.contrastive:Contrastive",
     "integer": f"{_ROOM}.integer_ratings:IntegerRatings",
 }

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from torch import Tensor, nn
 
 import polyreward
@@ -33,7 +34,8 @@ def save_model(model: PreferenceModel, folder: str | Path) -> None:
     state = {f"head.{name}": value for name, value in head.state_dict().items()}
     if isinstance(model.likelihood, nn.Module):
         state |= {f"likelihood.{name}": value for name, value in model.likelihood.state_dict().items()}
-    for annotator in model.annotators:
+    annotators = [name.item() if isinstance(name, np.generic) else name for name in model.annotators]
+    for annotator in annotators:
         if not isinstance(annotator, _PLAIN):
             raise InvalidInputError(f"annotator {annotator!r} cannot be stored; use texts or numbers as annotators")
     config = {
@@ -42,7 +44,7 @@ def save_model(model: PreferenceModel, folder: str | Path) -> None:
         "encoder": describe(model.encoder),
         "head": describe(head),
         "likelihood": describe(model.likelihood),
-        "annotators": list(model.annotators),
+        "annotators": annotators,
         "history": model.history,
     }
     save: Any = require("safetensors.torch", "text")
