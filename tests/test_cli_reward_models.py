@@ -88,7 +88,7 @@ def test_fit_writes_a_model_its_figures_and_a_report(fitted: tuple[Path, Path]) 
     model, _ = fitted
     record = json.loads((model / "fit.json").read_text())
     assert record["command"]["encoder"] == "hashing"
-    assert record["audit"]["accuracy"]["value"] > 0.9
+    assert record["audit"]["figures"]["accuracy"] > 0.9
     assert (model / "report.html").is_file()
     assert {"config.json", "model.safetensors", "README.md"} <= {path.name for path in model.iterdir()}
     assert not (model / "fit.pt").exists()
@@ -157,6 +157,71 @@ def test_the_unfinished_output_of_another_command_is_left_alone(fitted: tuple[Pa
     assert part.read_text() == '{"model": "another"}\n'
 
 
+def test_audit_shows_figures_and_writes_a_page(fitted: tuple[Path, Path], tmp_path: Path) -> None:
+    model, data = fitted
+    page = tmp_path / "audit.html"
+    done = cli("audit", "rm", model, data, "--html", page)
+    assert done.returncode == 0, done.stderr
+    assert all(words in done.stdout for words in ("accuracy", "calibration error", "Per annotator", "person-0"))
+    content = page.read_text()
+    assert all(f"<h2>{title}</h2>" in content for title in ("Figures", "Calibration", "Per annotator"))
+    again = cli("audit", "rm", model, data, "--json")
+    record = json.loads(again.stdout)
+    assert record["figures"]["accuracy"] > 0.9
+    assert record["counts"]["unknown annotators"] == 0
+
+
+def test_audit_of_ratings_draws_the_best_of_n(fitted: tuple[Path, Path], tmp_path: Path) -> None:
+    """People like one good word and hate three, and the model does not know: selecting by it overdoes it."""
+    model, _ = fitted
+    rng, data = np.random.default_rng(0), tmp_path / "rated.jsonl"
+    with data.open("w") as stream:
+        for number in range(80):
+            counts = rng.permutation([0, 0, 1, 1, 2, 2, 3, 3])
+            answers = [" ".join([*rng.choice(GOOD, k), *rng.choice(BAD, 3 - k)]) for k in counts]
+            ratings = [[2, 5, 3, 1][k] for k in counts]
+            stream.write(json.dumps({"prompt": f"q{number}", "responses": answers, "ratings": ratings}) + "\n")
+    done = cli("audit", "rm", model, data, "--html", tmp_path / "audit.html")
+    assert done.returncode == 0, done.stderr
+    assert "Best of n" in done.stdout
+    assert "over-optimisation" in done.stdout
+    assert "<h2>Best of n</h2>" in (tmp_path / "audit.html").read_text()
+
+
+def test_audit_of_recorded_scores_is_a_line_a_file(tmp_path: Path) -> None:
+    tags = ["human_to_GPT-4", "a", "b", "c"]
+    files = []
+    for name, right in (("good", 9.0), ("poor", 0.5)):
+        rows = [{"problem": f"p{i}", "solution_reference": tags, "score": [right, 1.0, 0.0, 0.2]} for i in range(4)]
+        files.append(tmp_path / f"{name}.json")
+        files[-1].write_text(json.dumps(rows))
+    done = cli("audit", "rm", "recorded", *files, "--benchmark", "rewardmath")
+    assert done.returncode == 0, done.stderr
+    good, poor = (line for line in done.stdout.splitlines() if line.startswith(("good", "poor")))
+    assert "1.000 [0.510, 1.000]" in good
+    assert "0.500" in poor  # of three wrong solutions one scores higher: rank 2
+    both = json.loads(cli("audit", "rm", "recorded", *files, "--benchmark", "rewardmath", "--json").stdout)
+    assert [entry["figures"]["accuracy"] for entry in both] == [1.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("recorded", "DATA"), "needs a reward model"),
+        (("MODEL", "DATA", "--benchmark", "rewardmat"), "unknown benchmark 'rewardmat'"),
+        (("MODEL", "DATA", "DATA", "--html", "x.html"), "report of one FILE"),
+        (("MODEL", "DATA", "--by", "worker"), "worker"),
+        (("nothing", "DATA"), "does not exist"),
+    ],
+)
+def test_wrong_audits_are_one_line(fitted: tuple[Path, Path], arguments: tuple[str, ...], message: str) -> None:
+    names = {"MODEL": fitted[0], "DATA": fitted[1]}
+    done = cli("audit", "rm", *(names.get(part, part) for part in arguments))
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 @pytest.mark.slow
 def test_a_stopped_fit_goes_on_to_the_same_model(tmp_path: Path) -> None:
     data = write_pairs(tmp_path / "pairs.jsonl", 1000)
@@ -197,9 +262,7 @@ def test_wrong_options_of_fit_are_one_line(fitted: tuple[Path, Path], tmp_path: 
     assert done.stderr.count("\n") == 1
 
 
-def test_missing_files_are_one_line(
-    fitted: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_files_are_one_line(fitted: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, data = fitted
     monkeypatch.chdir(tmp_path)
     for arguments in (("fit", tmp_path / "no"), ("score", tmp_path / "no", data), ("score", model, tmp_path / "no")):

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from polyreward import __version__
+from polyreward.commands.audit import audit
 from polyreward.commands.diagnose import diagnose
 from polyreward.commands.fit import fit
 from polyreward.commands.methods import methods
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 for command in (train, diagnose, fit, score, reproduce, methods):
     app.command()(command)
+app.add_typer(audit, name="audit")
 
 
 def _show_version(wanted: bool) -> None:

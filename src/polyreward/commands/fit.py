@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -111,15 +112,15 @@ def _finish(
     record = {"command": command, "comparisons": count, "seconds": round(seconds, 2), "histories": histories}
     console = Console()
     if test is not None:
-        from polyreward.audit.reward_models import audit_model
+        from polyreward.audit.benchmarks import report_pairs
         from polyreward.report.reward_models import write_audit
         from polyreward.report.terminal import show_audit
 
-        audit = audit_model(model, test)
-        record["audit"] = audit.to_json()
-        show_audit(audit, console)
-        report = write_audit(out / "report.html", audit, str(out), histories)
-        console.print(f"Report: {report}", markup=False, highlight=False, soft_wrap=True)
+        report = replace(report_pairs(model, test), model=str(out))
+        record["audit"] = report.to_json()
+        show_audit(report, console)
+        page = write_audit(out / "report.html", report, histories)
+        console.print(f"Report: {page}", markup=False, highlight=False, soft_wrap=True)
     write_json(out / "fit.json", record)
     console.print(f"Model:  {out}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"Next:   polyreward score {out} FILE", markup=False, highlight=False, soft_wrap=True)

@@ -11,10 +11,11 @@ from rich.table import Table
 from rich.text import Text
 
 from polyreward.report.html import show
+from polyreward.report.reward_models import warnings_of
 
 if TYPE_CHECKING:
+    from polyreward.audit.benchmarks import BenchmarkReport
     from polyreward.audit.diagnose import Diagnosis
-    from polyreward.audit.reward_models import ModelAudit
 
 STYLE = {"error": "bold red", "warning": "bold yellow", "info": "cyan"}
 
@@ -102,27 +103,23 @@ def show_diagnosis(diagnosis: Diagnosis, source: str, console: Console) -> None:
             console.print(Text(f"not checked: {what} ({reason})", style="dim"))
 
 
-def show_audit(audit: ModelAudit, console: Console) -> None:
-    """Print the figures of a reward model's audit."""
-    rows = [("accuracy", audit.accuracy), ("calibration error", audit.calibration.error)]
-    if audit.length is not None:
-        rows += [
-            ("accuracy, preferred is longer", audit.length.longer),
-            ("accuracy, preferred is shorter", audit.length.shorter),
-            ("accuracy of preferring the longer", audit.length.length_only),
-            ("length beside the scores", audit.length.partial),
-        ]
-    some = list(audit.annotators.items()) if 1 < len(audit.annotators) <= 10 else []
-    rows += [(f"accuracy, {name}", estimate) for name, estimate in some]
-    cells = [(name, e.value, f"{e.low:.3f} to {e.high:.3f}", e.count) for name, e in rows]
-    console.print(make_table("Audit", ("", "value", "95 % interval", "pairs"), cells))
-    if audit.best_of_n:
-        headers = ("n", "KL, nats", "mean score", "mean rating", "95 % interval")
-        curve = [
-            (p["n"], p["kl"], p["proxy"], p["gold"], f"{p['low']:.3f} to {p['high']:.3f}") for p in audit.best_of_n
-        ]
-        console.print()
-        console.print(make_table("Best of n by this model", headers, curve))
+def show_audit(report: BenchmarkReport, console: Console) -> None:
+    """Print the figures of a reward model on a benchmark, short tables of groups, and what deserves attention."""
+    console.print(Text(f"{report.model} on {report.path} ({report.benchmark})", style="bold"))
+    console.print(Text(", ".join(f"{value:,} {name}" for name, value in report.counts.items() if value)))
+    rows = [
+        (name, float(value), "{:.3f} to {:.3f}".format(*report.intervals[name]) if name in report.intervals else "")
+        for name, value in report.figures.items()
+    ]
+    console.print(make_table("", ("", "value", "95 % interval"), rows))
+    for title, entries in report.tables.items():
+        if title != "calibration" and 0 < len(entries) <= 20:
+            console.print()
+            console.print(make_table(title.capitalize(), list(entries[0]), [list(row.values()) for row in entries]))
+    for sentence in warnings_of(report):
+        console.print(Text(sentence, style="bold yellow"))
+    for note in report.notes:
+        console.print(Text(f"note: {note}", style="dim"))
 
 
 def _code(console: Console, source: str) -> None:
