@@ -50,8 +50,12 @@ def test_commands_and_their_options_exist(page: Path) -> None:
     known = typer.main.get_command(app).commands
     for name, *arguments in commands(page):
         assert name in known, f"polyreward {name}"
+        command = known[name]
+        if hasattr(command, "commands"):
+            assert arguments[0] in command.commands, f"polyreward {name} {arguments[0]}"
+            command = command.commands[arguments[0]]
         options = {
-            option for parameter in known[name].params for option in (*parameter.opts, *parameter.secondary_opts)
+            option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)
         }
         for argument in arguments:
             assert not argument.startswith("--") or argument.split("=")[0] in options, f"polyreward {name} {argument}"

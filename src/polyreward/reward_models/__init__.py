@@ -4,6 +4,8 @@ A reward model is an encoder, a head and a likelihood; `PreferenceModel` fits it
 and `RewardEnsemble` makes one of several.
 """
 
+from polyreward.reward_models.bias_fitting import BiasFittingTrainer, PosthocDebiaser, decorrelation_loss, fitting_loss
+from polyreward.reward_models.bias_penalty import BiasPenalty, with_attribute
 from polyreward.reward_models.classifier import SequenceClassifier
 from polyreward.reward_models.context_routing import EmptyContextWarning, HedgeRouterTrainer, hedge_targets
 from polyreward.reward_models.contract import ModelReward, RewardModel, as_reward
@@ -16,6 +18,7 @@ from polyreward.reward_models.contrastive import (
     sinkhorn,
     swav_loss,
 )
+from polyreward.reward_models.digit_ratings import DigitLogits, RatingLogits
 from polyreward.reward_models.encoders import Encoder, Features, FeatureTable, HashingEncoder
 from polyreward.reward_models.ensembles import MemberFailureWarning, RewardEnsemble, aggregate_rewards
 from polyreward.reward_models.feature_cache import CachedEncoder
@@ -23,6 +26,14 @@ from polyreward.reward_models.fine_tuning import FineTunedEncoder
 from polyreward.reward_models.fit_options import FitOptions, FitProgress
 from polyreward.reward_models.heads import Head, Items, LinearHead, Scores, TwoLayerHead
 from polyreward.reward_models.integer_ratings import IntegerRatings
+from polyreward.reward_models.length_bias import (
+    BiasFitter,
+    LengthEncoding,
+    confound_split_accuracy,
+    correlation_ratio,
+    identity_fitter,
+    pearson,
+)
 from polyreward.reward_models.likelihoods import (
     BradleyTerry,
     CenteredBTLoss,
@@ -48,6 +59,18 @@ from polyreward.reward_models.mixtures import (
     router_report,
 )
 from polyreward.reward_models.model import PreferenceModel, UnknownAnnotatorWarning
+from polyreward.reward_models.ordinal import (
+    OrdinalDistribution,
+    OrdinalRewardHead,
+    digit_logits,
+    ordinal_preference_loss,
+)
+from polyreward.reward_models.ordinal_likelihood import (
+    OrdinalHead,
+    OrdinalLikelihood,
+    ordinal_distribution,
+    without_contradictions,
+)
 from polyreward.reward_models.over_optimisation import (
     EnsembleSplit,
     hack_feature_shift,
@@ -55,18 +78,23 @@ from polyreward.reward_models.over_optimisation import (
     underspecification_report,
 )
 from polyreward.reward_models.parts import compose, load_reward_model
+from polyreward.reward_models.quality_levels import QualityPartition, region_mask
 from polyreward.reward_models.routed_models import route_to_context
 from polyreward.reward_models.strength_voting import OverfittedVotersWarning, StrengthVoting
 from polyreward.reward_models.text_encoders import FrozenEncoder, SentenceEncoder
 
 __all__ = [
     "BTLoss",
+    "BiasFitter",
+    "BiasFittingTrainer",
+    "BiasPenalty",
     "BradleyTerry",
     "CachedEncoder",
     "CenteredBTLoss",
     "ContextRouter",
     "Contrastive",
     "ContrastiveRegularizer",
+    "DigitLogits",
     "DropoutViewsHead",
     "EmptyContextWarning",
     "Encoder",
@@ -82,6 +110,7 @@ __all__ = [
     "HedgeRouterTrainer",
     "IntegerRatings",
     "Items",
+    "LengthEncoding",
     "Likelihood",
     "LinearHead",
     "MemberFailureWarning",
@@ -91,9 +120,16 @@ __all__ = [
     "MixtureLikelihood",
     "ModelReward",
     "MultiHeadReward",
+    "OrdinalDistribution",
+    "OrdinalHead",
+    "OrdinalLikelihood",
+    "OrdinalRewardHead",
     "OverfittedVotersWarning",
     "PlackettLuce",
+    "PosthocDebiaser",
     "PreferenceModel",
+    "QualityPartition",
+    "RatingLogits",
     "Regression",
     "RewardEnsemble",
     "RewardModel",
@@ -109,16 +145,26 @@ __all__ = [
     "bt_mixture_floor",
     "centering_penalty",
     "compose",
+    "confound_split_accuracy",
     "continue_with_shift",
+    "correlation_ratio",
+    "decorrelation_loss",
     "difference_score",
+    "digit_logits",
+    "fitting_loss",
     "hack_feature_shift",
     "hedge_targets",
+    "identity_fitter",
     "info_nce",
     "load_reward_model",
     "mixture_preference",
     "mixture_score",
+    "ordinal_distribution",
+    "ordinal_preference_loss",
     "overoptimization_curve",
+    "pearson",
     "plackett_luce_loss",
+    "region_mask",
     "route_to_context",
     "router_report",
     "select_best_loss",
@@ -127,4 +173,6 @@ __all__ = [
     "swav_loss",
     "tied_bradley_terry_loss",
     "underspecification_report",
+    "with_attribute",
+    "without_contradictions",
 ]

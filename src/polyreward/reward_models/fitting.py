@@ -95,7 +95,13 @@ class _Fit:
         groups = (
             list(own()) if own is not None else [{"params": [p for p in network.head.parameters() if p.requires_grad]}]
         )
-        groups.append({"params": [p for p in network.learned.parameters() if p.requires_grad]})
+        for part in network.learned:
+            grouped = getattr(part, "parameter_groups", None)
+            groups += (
+                list(grouped())
+                if grouped is not None
+                else [{"params": [p for p in part.parameters() if p.requires_grad]}]
+            )
         if network.encoder is not None:
             learns = [p for p in network.encoder.parameters() if p.requires_grad]
             groups.append({"params": learns, "lr": options.encoder_learning_rate})

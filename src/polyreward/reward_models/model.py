@@ -50,7 +50,8 @@ class PreferenceModel:
         a module, it goes on from where that is.
     likelihood : Likelihood
     penalties : functions of (scores (R,), comparisons) -> scalar, added to the loss
-        A module's weights learn too; ``prepare(table, features)`` and ``step(share)`` as of heads.
+        A module's weights learn too; ``prepare(table, features)``, ``parameter_groups()`` and ``step(share)`` as of
+        heads. While its ``holds_model`` is true, the model's own weights rest.
 
     Attributes
     ----------
@@ -124,7 +125,7 @@ class PreferenceModel:
             if isinstance(settings.validation, PreferenceData):
                 other = ComparisonTable(_checked(settings.validation), self.annotators)
                 held_source = (self._source(other), np.arange(len(other)))
-            for part in (self._fitted, *self.penalties):
+            for part in (self._fitted, self.likelihood, *self.penalties):
                 if hasattr(part, "prepare"):
                     part.prepare(table, source.features)
             self.history = fit_network(self._network(), (source, training), held_source, settings)

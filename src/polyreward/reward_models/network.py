@@ -65,8 +65,11 @@ class Network(nn.Module):
         scores: Scores = run_head(self.head, items)
         loss, metrics = self.likelihood.loss(scores, comparisons)
         found = dict(metrics)
+        # a penalty with a network of its own may take turns with the model, whose weights then rest
+        rests = any(getattr(penalty, "holds_model", False) for penalty in self.penalties)
+        loss = loss.detach() if rests else loss
         for name, term in scores.terms.items():
-            loss, found[name] = loss + term, term.detach()
+            loss, found[name] = loss + (term.detach() if rests else term), term.detach()
         for penalty in self.penalties:
             loss = loss + penalty(self.likelihood.score(scores), comparisons)
         if not bool(torch.isfinite(loss)):

@@ -32,6 +32,7 @@ HEADS: Mapping[str, tuple[str, str]] = {
     "linear": (f"{_ROOM}.heads:LinearHead", "bradley-terry"),
     "two-layer": (f"{_ROOM}.heads:TwoLayerHead", "bradley-terry"),
     "mixture": (f"{_ROOM}.mixture_models:MixtureHead", "mixture"),
+    "ordinal": (f"{_ROOM}.ordinal_likelihood:OrdinalHead", "ordinal"),
     "dropout-views": (f"{_ROOM}.contrastive:DropoutViewsHead", "contrastive"),
 }
 LIKELIHOODS: Mapping[str, str] = {
@@ -39,6 +40,7 @@ LIKELIHOODS: Mapping[str, str] = {
     "plackett-luce": f"{_ROOM}.likelihoods:PlackettLuce",
     "regression": f"{_ROOM}.likelihoods:Regression",
     "mixture": f"{_ROOM}.mixture_models:MixtureLikelihood",
+    "ordinal": f"{_ROOM}.ordinal_likelihood:OrdinalLikelihood",
     "contrastive": f"{_ROOM}.contrastive:Contrastive",
     "integer": f"{_ROOM}.integer_ratings:IntegerRatings",
 }

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 import polyreward
 from polyreward.errors import InvalidInputError, MissingFileError, require
-from polyreward.reward_models.fine_tuning import FineTunedEncoder
 from polyreward.storage import write_atomically, write_json, write_text
 
 if TYPE_CHECKING:
@@ -49,7 +48,7 @@ def save_model(model: PreferenceModel, folder: str | Path) -> None:
     }
     save: Any = require("safetensors.torch", "text")
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
-    if isinstance(model.encoder, FineTunedEncoder):
+    if _learns(model.encoder):
         (folder / "encoder").mkdir(parents=True, exist_ok=True)
         model.encoder.save_pretrained(folder / "encoder")
     write_atomically(folder / "model.safetensors", lambda path: save.save_file(tensors, str(path)))
@@ -70,8 +69,8 @@ def load_model(
     folder = Path(folder)
     config = read_config(folder)
     stored = config["encoder"]
-    if encoder is None and stored["part"] == _path(FineTunedEncoder):
-        encoder = FineTunedEncoder.from_pretrained(folder / "encoder", base, **stored["args"])
+    if encoder is None and (folder / "encoder").is_dir():
+        encoder = _kind(stored, "encoder", folder).from_pretrained(folder / "encoder", base, **stored["args"])
     elif encoder is None and stored["args"] is not None and stored["part"]:
         encoder = make(stored, "encoder", folder)
     elif encoder is not None and stored["identity"] and encoder.identity != stored["identity"]:
@@ -96,7 +95,7 @@ def describe(part: Any) -> dict[str, Any]:
     if inner is not None and hasattr(part, "folder"):  # a cache is no part of the model
         return describe(inner)
     args: Any = None
-    if isinstance(part, FineTunedEncoder):
+    if _learns(part):
         args = dict(part.settings)
     elif dataclasses.is_dataclass(part) and not isinstance(part, type):
         args = {field.name: getattr(part, field.name) for field in dataclasses.fields(part) if field.init}
@@ -117,20 +116,37 @@ def make(description: Mapping[str, Any], name: str, folder: Path) -> Any:
     InvalidInputError
         The part is not polyreward's own, or does not exist in this version.
     """
-    module, _, title = description["part"].partition(":")
-    if not module.startswith("polyreward."):
-        raise InvalidInputError(f"{folder}: the {name} {description['part']} is not polyreward's own; pass {name}=...")
+    kind = _kind(description, name, folder)
     if description["args"] is None:
         if name == "encoder":
             return None
-        raise InvalidInputError(f"{folder}: the {name} {title} cannot be made from its configuration; pass {name}=...")
+        raise InvalidInputError(
+            f"{folder}: the {name} {kind.__name__} cannot be made from its configuration; pass {name}=..."
+        )
     try:
-        part = getattr(importlib.import_module(module), title)
-        return part(**{key: tuple(v) if isinstance(v, list) else v for key, v in description["args"].items()})
-    except (ImportError, AttributeError, TypeError) as error:
+        return kind(**{key: tuple(v) if isinstance(v, list) else v for key, v in description["args"].items()})
+    except TypeError as error:
         raise InvalidInputError(
             f"{folder}: this version cannot make the {name} {description['part']}: {error}"
         ) from error
+
+
+def _kind(description: Mapping[str, Any], name: str, folder: Path) -> Any:
+    """The class of a part; only of polyreward's own."""
+    module, _, title = description["part"].partition(":")
+    if not module.startswith("polyreward."):
+        raise InvalidInputError(f"{folder}: the {name} {description['part']} is not polyreward's own; pass {name}=...")
+    try:
+        return getattr(importlib.import_module(module), title)
+    except (ImportError, AttributeError) as error:
+        raise InvalidInputError(
+            f"{folder}: this version cannot make the {name} {description['part']}: {error}"
+        ) from error
+
+
+def _learns(part: Any) -> bool:
+    """Whether an encoder's weights are the model's own, and are stored with it."""
+    return isinstance(part, nn.Module) and hasattr(part, "save_pretrained")
 
 
 def load_state(module: nn.Module, state: Mapping[str, Tensor], where: Path) -> None:

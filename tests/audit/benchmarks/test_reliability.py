@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polyreward.audit.benchmarks.intervals import bootstrap_ratios, wilson
+from polyreward.audit.benchmarks.intervals import BLOCKS, blocked, bootstrap_ratios, wilson
 from polyreward.audit.benchmarks.reliability import (
     accuracy_by,
     calibration_curve,
@@ -177,3 +177,15 @@ def test_intervals():
     assert low[0] < 0.5 < high[1]
     nothing, _ = bootstrap_ratios(np.zeros((3, 1)), np.zeros((3, 1)), resamples=5)
     assert np.isnan(nothing).all()
+
+
+def test_many_items_are_resampled_in_blocks():
+    rng = np.random.default_rng(0)
+    won = (rng.random((25_000, 1)) < 0.3).astype(float)
+    sums = blocked(np.concatenate([won, np.ones_like(won)], axis=1), rng)
+    assert len(sums) == BLOCKS
+    assert sums.sum(axis=0).tolist() == [won.sum(), 25_000]
+    assert set(sums[:, 1]) == {2.0, 3.0}
+    low, high = bootstrap_ratios(won, resamples=300)
+    assert high[0] - low[0] == pytest.approx(2 * 1.96 * np.sqrt(0.21 / 25_000), rel=0.2)
+    assert np.array_equal(blocked(won[:5], rng), won[:5])

@@ -16,6 +16,8 @@ from polyreward.errors import InvalidInputError
 Interval = tuple[float, float]
 ENTRIES = 4_000_000
 """Largest number of weights (resamples x items) that are held at once."""
+BLOCKS = 10_000
+"""Of more items, random blocks are resampled together: sums have the same spread, and time does not grow."""
 
 
 def generator(seed: int | np.random.Generator) -> np.random.Generator:
@@ -28,6 +30,14 @@ def resampled(items: int, resamples: int, rng: np.random.Generator) -> Iterator[
     size = max(1, ENTRIES // max(items, 1))
     for start in range(0, resamples, size):
         yield rng.multinomial(items, np.full(items, 1 / items), size=min(size, resamples - start)).astype(np.float64)
+
+
+def blocked(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Sums (at most `BLOCKS`, K) of rows (items, K) over random blocks of equal size, or the rows if they are few."""
+    if len(values) <= BLOCKS:
+        return values
+    order = rng.permutation(len(values))
+    return np.asarray(np.add.reduceat(values[order], np.arange(BLOCKS) * len(values) // BLOCKS))
 
 
 def bootstrap_ratios(
@@ -56,16 +66,16 @@ def bootstrap_ratios(
         NaN where the bottom is 0 in every resample.
     """
     check_resampling(resamples, level)
-    values = np.asarray(tops, dtype=np.float64)
-    weights = None if bottoms is None else np.asarray(bottoms, dtype=np.float64)
+    random, values = generator(rng), np.asarray(tops, dtype=np.float64)
+    weights = np.ones_like(values) if bottoms is None else np.asarray(bottoms, dtype=np.float64)
+    both = blocked(np.concatenate([values, weights], axis=1), random)
     draws = []
-    for counts in resampled(len(values), resamples, generator(rng)):
-        below = float(len(values)) if weights is None else counts @ weights
+    for counts in resampled(len(both), resamples, random):
+        above, below = np.split(counts @ both, 2, axis=1)
         with np.errstate(divide="ignore", invalid="ignore"):
-            draws.append(counts @ values / below)
+            draws.append(above / below)
     low, high = percentiles(np.concatenate(draws), level)
-    trials = float(len(values)) if weights is None else weights.sum(axis=0)
-    won = values.sum(axis=0)
+    trials, won = weights.sum(axis=0), values.sum(axis=0)
     unanimous = (won == 0) | (won == trials)
     least, most = wilson(won, trials, level)
     return np.where(unanimous & ~np.isnan(low), least, low), np.where(unanimous & ~np.isnan(high), most, high)

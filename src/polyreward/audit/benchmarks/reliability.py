@@ -21,6 +21,7 @@ import numpy as np
 
 from polyreward.audit.benchmarks.intervals import (
     Interval,
+    blocked,
     check_resampling,
     generator,
     numbers,
@@ -148,7 +149,8 @@ def calibration_curve(
 
 
 def _ece_interval(gaps: np.ndarray, ece: float, resamples: int, level: float, rng: np.random.Generator) -> Interval:
-    draws = [np.abs(counts @ gaps).sum(axis=1) / len(gaps) for counts in resampled(len(gaps), resamples, rng)]
+    sums = blocked(gaps, rng)
+    draws = [np.abs(counts @ sums).sum(axis=1) / len(gaps) for counts in resampled(len(sums), resamples, rng)]
     low, high = percentiles(np.concatenate(draws)[:, None], level)
     return max(0.0, 2 * ece - float(high[0])), max(0.0, 2 * ece - float(low[0]))
 
