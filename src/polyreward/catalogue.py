@@ -180,6 +180,17 @@ METHODS: tuple[Method, ...] = (
         (),
     ),
     Method(
+        "vpl",
+        "Personalizing Reinforcement Learning from Human Feedback with Variational Preference Learning",
+        "2408.10075",
+        "reward model",
+        "A reward for each person, inferred as a latent user from few of their comparisons; new people without training.",
+        "polyreward.reward_models.latent_user_head:LatentUserHead",
+        "33-vpl",
+        "latent_users",
+        ("tasks", "text"),
+    ),
+    Method(
         "secrets-rm",
         "Secrets of RLHF in Large Language Models Part II: Reward Modeling",
         "2401.06080",

@@ -27,7 +27,7 @@ def texts(count=80, rated=False, seed=0):
 
 
 def fitted(data, **names):
-    return compose(data, **names).fit(data, epochs=60, batch_size=32, learning_rate=0.05, validation=None)
+    return compose(data, **names).fit(data, epochs=60, batch_size=16, learning_rate=0.02, validation=None)
 
 
 @pytest.mark.parametrize("head", sorted(HEADS))

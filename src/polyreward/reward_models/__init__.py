@@ -4,6 +4,7 @@ A reward model is an encoder, a head and a likelihood; `PreferenceModel` fits it
 and `RewardEnsemble` makes one of several.
 """
 
+from polyreward.reward_models.active_queries import select_queries
 from polyreward.reward_models.bias_fitting import BiasFittingTrainer, PosthocDebiaser, decorrelation_loss, fitting_loss
 from polyreward.reward_models.bias_penalty import BiasPenalty, with_attribute
 from polyreward.reward_models.classifier import SequenceClassifier
@@ -19,6 +20,7 @@ from polyreward.reward_models.contrastive import (
     swav_loss,
 )
 from polyreward.reward_models.digit_ratings import DigitLogits, RatingLogits
+from polyreward.reward_models.distributional_preferences import CategoricalPreference, MeanVariance
 from polyreward.reward_models.encoders import Encoder, Features, FeatureTable, HashingEncoder
 from polyreward.reward_models.ensembles import MemberFailureWarning, RewardEnsemble, aggregate_rewards
 from polyreward.reward_models.feature_cache import CachedEncoder
@@ -26,6 +28,12 @@ from polyreward.reward_models.fine_tuning import FineTunedEncoder
 from polyreward.reward_models.fit_options import FitOptions, FitProgress
 from polyreward.reward_models.heads import Head, Items, LinearHead, Scores, TwoLayerHead
 from polyreward.reward_models.integer_ratings import IntegerRatings
+from polyreward.reward_models.kl_annealing import CyclicalAnnealer
+from polyreward.reward_models.latent_rewards import LatentReward, PairwiseLatentPreference
+from polyreward.reward_models.latent_scaling import RewardScaler
+from polyreward.reward_models.latent_training import fit_sets
+from polyreward.reward_models.latent_user_head import LatentUserHead, infer_annotators
+from polyreward.reward_models.latent_users import VariationalPreferences, VPLLoss
 from polyreward.reward_models.length_bias import (
     BiasFitter,
     LengthEncoding,
@@ -78,6 +86,7 @@ from polyreward.reward_models.over_optimisation import (
     underspecification_report,
 )
 from polyreward.reward_models.parts import compose, load_reward_model
+from polyreward.reward_models.preference_sets import PreferenceSetEncoder
 from polyreward.reward_models.quality_levels import QualityPartition, region_mask
 from polyreward.reward_models.routed_models import route_to_context
 from polyreward.reward_models.strength_voting import OverfittedVotersWarning, StrengthVoting
@@ -90,10 +99,12 @@ __all__ = [
     "BiasPenalty",
     "BradleyTerry",
     "CachedEncoder",
+    "CategoricalPreference",
     "CenteredBTLoss",
     "ContextRouter",
     "Contrastive",
     "ContrastiveRegularizer",
+    "CyclicalAnnealer",
     "DigitLogits",
     "DropoutViewsHead",
     "EmptyContextWarning",
@@ -110,9 +121,12 @@ __all__ = [
     "HedgeRouterTrainer",
     "IntegerRatings",
     "Items",
+    "LatentReward",
+    "LatentUserHead",
     "LengthEncoding",
     "Likelihood",
     "LinearHead",
+    "MeanVariance",
     "MemberFailureWarning",
     "MetaRMStep",
     "MixtureBTLoss",
@@ -125,20 +139,25 @@ __all__ = [
     "OrdinalLikelihood",
     "OrdinalRewardHead",
     "OverfittedVotersWarning",
+    "PairwiseLatentPreference",
     "PlackettLuce",
     "PosthocDebiaser",
     "PreferenceModel",
+    "PreferenceSetEncoder",
     "QualityPartition",
     "RatingLogits",
     "Regression",
     "RewardEnsemble",
     "RewardModel",
+    "RewardScaler",
     "Scores",
     "SentenceEncoder",
     "SequenceClassifier",
     "StrengthVoting",
     "TwoLayerHead",
     "UnknownAnnotatorWarning",
+    "VPLLoss",
+    "VariationalPreferences",
     "aggregate_rewards",
     "as_reward",
     "bradley_terry_loss",
@@ -151,10 +170,12 @@ __all__ = [
     "decorrelation_loss",
     "difference_score",
     "digit_logits",
+    "fit_sets",
     "fitting_loss",
     "hack_feature_shift",
     "hedge_targets",
     "identity_fitter",
+    "infer_annotators",
     "info_nce",
     "load_reward_model",
     "mixture_preference",
@@ -168,6 +189,7 @@ __all__ = [
     "route_to_context",
     "router_report",
     "select_best_loss",
+    "select_queries",
     "simcse_loss",
     "sinkhorn",
     "swav_loss",

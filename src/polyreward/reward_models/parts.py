@@ -32,6 +32,7 @@ HEADS: Mapping[str, tuple[str, str]] = {
     "linear": (f"{_ROOM}.heads:LinearHead", "bradley-terry"),
     "two-layer": (f"{_ROOM}.heads:TwoLayerHead", "bradley-terry"),
     "mixture": (f"{_ROOM}.mixture_models:MixtureHead", "mixture"),
+    "latent-user": (f"{_ROOM}.latent_user_head:LatentUserHead", "bradley-terry"),
     "ordinal": (f"{_ROOM}.ordinal_likelihood:OrdinalHead", "ordinal"),
     "dropout-views": (f"{_ROOM}.contrastive:DropoutViewsHead", "contrastive"),
 }
