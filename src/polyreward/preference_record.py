@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -50,7 +51,15 @@ def content_key(value: Any) -> Hashable:
     """A hashable that is equal for equal prompts or responses: the text itself, or the messages as JSON."""
     if isinstance(value, str | int | np.integer | tuple) or value is None:
         return value
-    return json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, default=_content)
+
+
+def _content(value: Any) -> str:
+    """A text that is the same for equal images and arrays, which JSON has no form for."""
+    if not hasattr(value, "tobytes"):
+        return str(value)
+    shape = getattr(value, "shape", getattr(value, "size", ""))
+    return f"{type(value).__name__} {shape} {hashlib.blake2b(value.tobytes(), digest_size=16).hexdigest()}"
 
 
 def number_of(value: Any, where: str) -> float:

@@ -51,6 +51,14 @@ def test_bradley_terry_literals(options, expected):
     assert float(bradley_terry_loss(tensor(1.2), **options)) == pytest.approx(expected, abs=1e-6)
 
 
+def test_a_label_without_a_response_is_refused():
+    scores = torch.tensor([[1.0, -torch.inf], [0.0, 1.0]])
+    with pytest.raises(InvalidInputError, match="label 1 of row 0"):
+        select_best_loss(scores, torch.tensor([1, 0]))
+    with pytest.raises(InvalidInputError, match="label -1 of row 0"):
+        select_best_loss(scores, torch.tensor([-1, 0]))
+
+
 def test_a_half_target_is_least_at_no_difference():
     x = tensor(0.0).requires_grad_()
     loss = bradley_terry_loss(x, 0.5)

@@ -12,7 +12,8 @@ RULES = {"test_rules": ("stratified-grpo", "dump", "ema-grpo", "gaussian-grpo")}
 ELSEWHERE = (
     "grouprank", "verifier-based", "tarot", "codeboost", "gui-g2", "brain", "sweet-spot", "elastic-trust-region",
     "multirole-r1", "reward-ensembles", "verpo", "likelihood-rewards", "hybrid-multi-aspect", "toolrl", "integer-distributions", "secrets-rm",
-    "topological-rlhf", "micro", "oprm", "fimi-rm", "vpl", "rewardmath", "personalized-rewardbench",
+    "topological-rlhf", "micro", "oprm", "fimi-rm", "vpl", "pal", "yojo", "basereward", "descore",
+    "p-genrm", "rewardmath", "personalized-rewardbench",
 )  # fmt: skip
 
 

@@ -186,6 +186,15 @@ def select_best_loss(scores: Tensor, labels: Tensor, *, reduction: Reduction = "
     labels : int64 (B,)
         Index of the best.
     """
+    if scores.ndim != 2 or labels.shape != scores.shape[:1] or not len(scores):
+        raise InvalidInputError(
+            f"scores have shape {tuple(scores.shape)}, labels {tuple(labels.shape)}: expected (B, K) and (B,), not empty"
+        )
+    inside = (labels >= 0) & (labels < scores.shape[1])
+    wrong = ~inside | torch.isneginf(scores.gather(1, torch.where(inside, labels, 0).unsqueeze(1)).squeeze(1))
+    if bool(wrong.any()):
+        row = int(wrong.int().argmax())
+        raise InvalidInputError(f"label {int(labels[row])} of row {row} points at no response; its score is -inf")
     return torch.nn.functional.cross_entropy(scores, labels, reduction=reduction)
 
 

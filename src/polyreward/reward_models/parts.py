@@ -27,12 +27,16 @@ ENCODERS: Mapping[str, str] = {
     "sentence": f"{_ROOM}.text_encoders:SentenceEncoder",
     "frozen": f"{_ROOM}.text_encoders:FrozenEncoder",
     "fine-tuned": f"{_ROOM}.fine_tuning:FineTunedEncoder",
+    "multimodal": f"{_ROOM}.multimodal_encoders:MultimodalEncoder",
+    "fine-tuned-multimodal": f"{_ROOM}.multimodal_encoders:FineTunedMultimodalEncoder",
 }
 HEADS: Mapping[str, tuple[str, str]] = {
     "linear": (f"{_ROOM}.heads:LinearHead", "bradley-terry"),
     "two-layer": (f"{_ROOM}.heads:TwoLayerHead", "bradley-terry"),
     "mixture": (f"{_ROOM}.mixture_models:MixtureHead", "mixture"),
     "latent-user": (f"{_ROOM}.latent_user_head:LatentUserHead", "bradley-terry"),
+    "ideal-points": (f"{_ROOM}.ideal_point_heads:IdealPointHead", "bradley-terry"),
+    "reward": (f"{_ROOM}.reward_head:RewardHead", "bradley-terry"),
     "ordinal": (f"{_ROOM}.ordinal_likelihood:OrdinalHead", "ordinal"),
     "dropout-views": (f"{_ROOM}.contrastive:DropoutViewsHead", "contrastive"),
 }
@@ -42,6 +46,8 @@ LIKELIHOODS: Mapping[str, str] = {
     "regression": f"{_ROOM}.likelihoods:Regression",
     "mixture": f"{_ROOM}.mixture_models:MixtureLikelihood",
     "ordinal": f"{_ROOM}.ordinal_likelihood:OrdinalLikelihood",
+    "pair-loss": f"{_ROOM}.pair_losses:PairLoss",
+    "best-of-list": f"{_ROOM}.one_pass:BestOfList",
     "contrastive": f"{_ROOM}.contrastive:Contrastive",
     "integer": f"{_ROOM}.integer_ratings:IntegerRatings",
 }

@@ -108,6 +108,12 @@ from polyreward.rewards.roles import (
     multirole_r1,
     role_answers,
 )
+from polyreward.rewards.rubric_match import (
+    JsonFormatReward,
+    LengthBucketReward,
+    RubricMatchReward,
+    judgement_reward,
+)
 from polyreward.rewards.score_answers import format_answer, parse_scores
 from polyreward.rewards.sweet_spot import SweetSpotReward, ZoneQuantizer
 from polyreward.rewards.text_diversity import DiversityReward, diversity_metrics
@@ -158,9 +164,11 @@ __all__ = [
     "HarmoReward",
     "HashingEmbedder",
     "HybridReward",
+    "JsonFormatReward",
     "JudgeReward",
     "JudgeWarning",
     "LatentEmbedder",
+    "LengthBucketReward",
     "LengthBudget",
     "LikelihoodReward",
     "Limits",
@@ -186,6 +194,7 @@ __all__ = [
     "RewardTiming",
     "RoleAnswersReward",
     "RoleAwareAccuracy",
+    "RubricMatchReward",
     "RunningSigmoid",
     "Sample",
     "Sandbox",
@@ -244,6 +253,7 @@ __all__ = [
     "jensen_shannon",
     "jepo_advantages",
     "jepo_bound",
+    "judgement_reward",
     "line_multiset_iou",
     "multirole_r1",
     "name_of",
@@ -285,6 +295,10 @@ REWARDS: dict[str, str] = {
     "gui_grounding_reward": "polyreward.rewards.gaussian_boxes:GuiGroundingReward",
     "harmo": "polyreward.rewards.harmo:answer_harmo",
     "judge": "polyreward.rewards.judge:judge",
+    "json_format_reward": "polyreward.rewards.rubric_match:JsonFormatReward",
+    "judgement_reward": "polyreward.rewards.rubric_match:judgement_reward",
+    "length_bucket_reward": "polyreward.rewards.rubric_match:LengthBucketReward",
+    "rubric_match_reward": "polyreward.rewards.rubric_match:RubricMatchReward",
     "length_budget": "polyreward.rewards.length:LengthBudget",
     "lines_correct": "polyreward.rewards.verifiers:LinesCorrect",
     "multirole_r1": "polyreward.rewards.roles:multirole_r1",
