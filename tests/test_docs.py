@@ -54,9 +54,7 @@ def test_commands_and_their_options_exist(page: Path) -> None:
         if hasattr(command, "commands"):
             assert arguments[0] in command.commands, f"polyreward {name} {arguments[0]}"
             command = command.commands[arguments[0]]
-        options = {
-            option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)
-        }
+        options = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
         for argument in arguments:
             assert not argument.startswith("--") or argument.split("=")[0] in options, f"polyreward {name} {argument}"
 

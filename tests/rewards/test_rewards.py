@@ -132,7 +132,7 @@ CASES = [
 ELSEWHERE = {
     "BestOfN", "ConfidentRule", "EmbeddingSurrogateReward", "GroupLengthReward", "HarmoReward", "HybridReward",
     "JudgeReward", "SquashedReward", "VerifierReward", "VeRPOReward", "ReferenceLikelihood",
-    "ExecutionPredictionReward",
+    "ExecutionPredictionReward", "RubricMatchReward", "JsonFormatReward", "LengthBucketReward",
 }  # fmt: skip
 every = pytest.mark.parametrize("case", CASES, ids=lambda case: case.reward.__name__)
 

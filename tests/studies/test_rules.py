@@ -11,9 +11,9 @@ from polyreward.studies.runner import judge_runs
 RULES = {"test_rules": ("stratified-grpo", "dump", "ema-grpo", "gaussian-grpo")}
 ELSEWHERE = (
     "grouprank", "verifier-based", "tarot", "codeboost", "gui-g2", "brain", "sweet-spot", "elastic-trust-region",
-    "multirole-r1", "reward-ensembles", "verpo", "likelihood-rewards", "hybrid-multi-aspect", "toolrl", "integer-distributions", "secrets-rm",
-    "topological-rlhf", "micro", "oprm", "fimi-rm", "vpl", "pal", "yojo", "basereward", "descore",
-    "p-genrm", "rewardmath", "personalized-rewardbench",
+    "multirole-r1", "reward-ensembles", "verpo", "likelihood-rewards", "hybrid-multi-aspect", "toolrl",
+    "integer-distributions", "secrets-rm", "topological-rlhf", "micro", "oprm", "fimi-rm", "vpl", "pal", "yojo",
+    "basereward", "descore", "p-genrm", "rewardmath", "personalized-rewardbench",
 )  # fmt: skip
 
 

@@ -201,7 +201,7 @@ def test_a_fitted_reward_model_is_a_reward_of_a_recipe(tmp_path: Path) -> None:
         good, bad = reward(["p", "p"], ["good", "bad"], answer=["", ""])
         assert reward.__name__ == "liked"
         assert good > bad
-    with pytest.raises(PolyrewardError, match="reward 'liked': .*does not exist"):
+    with pytest.raises(PolyrewardError, match=r"reward .liked.: .*does not exist"):
         make_reward(RewardSection(name="liked", use="reward_model", options={"model": str(tmp_path / "no")}))
 
 

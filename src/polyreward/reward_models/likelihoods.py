@@ -188,7 +188,7 @@ def select_best_loss(scores: Tensor, labels: Tensor, *, reduction: Reduction = "
     """
     if scores.ndim != 2 or labels.shape != scores.shape[:1] or not len(scores):
         raise InvalidInputError(
-            f"scores have shape {tuple(scores.shape)}, labels {tuple(labels.shape)}: expected (B, K) and (B,), not empty"
+            f"scores have shape {tuple(scores.shape)}, labels {tuple(labels.shape)}: expected (B, K), (B,), not empty"
         )
     inside = (labels >= 0) & (labels < scores.shape[1])
     wrong = ~inside | torch.isneginf(scores.gather(1, torch.where(inside, labels, 0).unsqueeze(1)).squeeze(1))
