@@ -305,7 +305,8 @@ def test_the_table_of_names_has_every_reward_that_a_recipe_can_make():
 
     made_of_rewards = {"Composed", "SweetSpotReward", "GroupRankReward"}
     listed = {type(case.reward).__name__ for case in CASES} - made_of_rewards | {"toolrl", "multirole_r1", "grouprank"}
-    assert listed | OF_RECIPES == {path.rpartition(":")[2] for path in REWARDS.values()}
+    judgements = {"RubricMatchReward", "JsonFormatReward", "LengthBucketReward", "judgement_reward"}
+    assert listed | OF_RECIPES | judgements == {path.rpartition(":")[2] for path in REWARDS.values()}
     for name, path in REWARDS.items():
         module, _, attribute = path.partition(":")
         part = getattr(importlib.import_module(module), attribute)
