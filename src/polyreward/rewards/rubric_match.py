@@ -50,7 +50,7 @@ def read_answer(text: str, tag: str | None = "answer") -> dict[str, Any] | None:
 
 @dataclass(frozen=True)
 class RubricMatchReward(Reward):
-    """Share of the annotated labels that the final JSON reproduces exactly, R_sub (DeScore, arXiv 2605.05922). Range 0 to 1.
+    """Share of the annotated labels that the final JSON reproduces, R_sub (DeScore, arXiv 2605.05922). Range 0 to 1.
 
     Parameters
     ----------
@@ -94,7 +94,7 @@ class RubricMatchReward(Reward):
 
 @dataclass(frozen=True)
 class JsonFormatReward(Reward):
-    """1 where the answer block parses and has the required keys, R_fmt (DeScore, arXiv 2605.05922), else 0; range 0 to 1.
+    """1 where the answer block parses and has the keys, else 0, R_fmt (DeScore, arXiv 2605.05922); range 0 to 1.
 
     Parameters
     ----------
