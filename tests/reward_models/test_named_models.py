@@ -114,9 +114,9 @@ class Length:
 
 
 def test_a_model_of_ones_own_loads_by_its_import_path():
-    model = load_reward_model("test_parts:Length", scale=2.0)
+    model = load_reward_model("test_named_models:Length", scale=2.0)
     assert model.score(["", ""], ["a", "abc"]).tolist() == [2.0, 6.0]
-    reward = stored_reward("test_parts:Length", name="length")
+    reward = stored_reward("test_named_models:Length", name="length")
     assert reward(["", ""], ["a", "abc"]) == [1.0, 3.0]
     assert reward.__name__ == "length"
 
