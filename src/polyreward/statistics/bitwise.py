@@ -54,6 +54,8 @@ class BitwiseBernoulli(IntegerDistribution):
         Not exactly one of logits and probs, a wrong number of bits, probabilities outside [0, 1], NaN.
     """
 
+    fields = ("logits",)
+
     def __init__(
         self,
         logits: Any = None,
@@ -150,9 +152,6 @@ class BitwiseBernoulli(IntegerDistribution):
     def _sample(self, shape: torch.Size, generator: torch.Generator | None) -> Tensor:
         u = uniform(shape + self.logits.shape[-1:], self.logits.device, generator)
         return self._value(u < self.probs)
-
-    def _tensors(self) -> tuple[Tensor, ...]:
-        return (self.logits,)
 
     def _rebuilt(self, change: Callable[[Tensor], Tensor]) -> BitwiseBernoulli:
         made = object.__new__(BitwiseBernoulli)

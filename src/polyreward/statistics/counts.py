@@ -10,7 +10,6 @@ geometric distribution. Its powers stay in logarithms; 0^b = 0 is a branch of it
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -44,6 +43,8 @@ class PoissonCounts(IntegerDistribution):
     """
 
     low: ClassVar[int] = 0  # type: ignore[misc]
+
+    fields = ("rate",)
 
     def __init__(self, rate: Any) -> None:
         name = type(self).__name__
@@ -101,12 +102,6 @@ class PoissonCounts(IntegerDistribution):
     def _sample(self, shape: torch.Size, generator: torch.Generator | None) -> Tensor:
         return torch.poisson(self.rate.expand(shape), generator=generator).long()
 
-    def _tensors(self) -> tuple[Tensor, ...]:
-        return (self.rate,)
-
-    def _rebuilt(self, change: Callable[[Tensor], Tensor]) -> PoissonCounts:
-        return PoissonCounts(change(self.rate))
-
 
 class DiscreteWeibull(IntegerDistribution):
     """Dweib, ``P(N >= n) = q^(n^b)`` (a baseline of arXiv 2602.10751).
@@ -128,6 +123,8 @@ class DiscreteWeibull(IntegerDistribution):
     """
 
     low: ClassVar[int] = 0  # type: ignore[misc]
+
+    fields = ("log_decay", "b")
 
     def __init__(self, q: Any = None, b: Any = None, *, log_decay: Any = None) -> None:
         name = type(self).__name__
@@ -158,16 +155,6 @@ class DiscreteWeibull(IntegerDistribution):
             members = (peak.clamp(max=2.0**60).floor().long()[..., None] + near).clamp(min=0)
             wide = DiscreteWeibull(log_decay=decay[..., None], b=power[..., None])
             return members.gather(-1, wide._log_prob(members).argmax(-1, keepdim=True)).squeeze(-1)
-
-    @property
-    def mean(self) -> Tensor:
-        """Expected value, the sum of the survival; no gradient."""
-        return self._moments()[0]
-
-    @property
-    def variance(self) -> Tensor:
-        """Variance; no gradient, and inf where it exceeds the dtype."""
-        return self._moments()[1]
 
     @torch.no_grad()
     def _moments(self) -> tuple[Tensor, Tensor]:
@@ -212,12 +199,6 @@ class DiscreteWeibull(IntegerDistribution):
         u = uniform(shape, self.b.device, generator)
         size = (((-u.log()).log() - self.log_decay) / self.b).clamp(max=42.0).exp()
         return size.floor().long()
-
-    def _tensors(self) -> tuple[Tensor, ...]:
-        return self.log_decay, self.b
-
-    def _rebuilt(self, change: Callable[[Tensor], Tensor]) -> DiscreteWeibull:
-        return DiscreteWeibull(log_decay=change(self.log_decay), b=change(self.b))
 
 
 def _bounded_exp(x: Tensor) -> Tensor:

@@ -62,6 +62,8 @@ class DiscreteLaplaceAnalogue(IntegerDistribution):
         Not exactly one of gamma and log_gamma, values outside the ranges above, NaN, shapes that do not broadcast.
     """
 
+    fields = ("mu", "log_gamma")
+
     def __init__(
         self,
         mu: Any,
@@ -100,16 +102,6 @@ class DiscreteLaplaceAnalogue(IntegerDistribution):
     def mode(self) -> Tensor:
         """The integer next to mu, the lower one half-way, moved into the support; int64."""
         return nearest_integer(self.mu).clamp(self.low, self.high) if self._bounded else nearest_integer(self.mu)
-
-    @property
-    def mean(self) -> Tensor:
-        """Expected value, float."""
-        return self._moments()[0]
-
-    @property
-    def variance(self) -> Tensor:
-        """Variance, float."""
-        return self._moments()[1]
 
     @property
     def _bounded(self) -> bool:
@@ -193,9 +185,6 @@ class DiscreteLaplaceAnalogue(IntegerDistribution):
                 steps = torch.minimum(steps, (some - 1).to(steps.dtype))
             draws.append(half.start + half.direction * steps.clamp(max=2.0**61).long())
         return torch.where(go_down, draws[0], draws[1])
-
-    def _tensors(self) -> tuple[Tensor, ...]:
-        return self.mu, self.log_gamma
 
     def _rebuilt(self, change: Callable[[Tensor], Tensor]) -> DiscreteLaplaceAnalogue:
         return DiscreteLaplaceAnalogue(change(self.mu), log_gamma=change(self.log_gamma), low=self.low, high=self.high)

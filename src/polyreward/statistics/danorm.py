@@ -13,7 +13,6 @@ of which two terms reach float64. Both are exact to the last digits, and memory 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,10 +20,8 @@ from torch import Tensor
 
 from polyreward.statistics.integer_distributions import (
     IntegerDistribution,
-    check_location,
+    location_scale,
     nearest_integer,
-    real_parameters,
-    require_parameter,
     split_location,
     standardised,
     uniform,
@@ -46,7 +43,8 @@ class DiscreteNormalAnalogue(IntegerDistribution):
     mu : float (*batch)
         Location, up to 2^61 in size.
     scale : float (*batch) > 0
-        s in the paper. Below 1e-12 all mass sits on the nearest integer.
+        s in the paper; the variance is s^2 to many digits once it exceeds 1. Below 1e-12 all mass sits on the nearest
+        integer.
 
     Raises
     ------
@@ -54,11 +52,10 @@ class DiscreteNormalAnalogue(IntegerDistribution):
         A scale that is not positive, NaN, shapes that do not broadcast.
     """
 
+    fields = ("mu", "scale")
+
     def __init__(self, mu: Any, scale: Any) -> None:
-        name = type(self).__name__
-        self.mu, self.scale = real_parameters(name, mu=mu, scale=scale)
-        require_parameter(self.scale > 0, name, "scale", "positive", self.scale)
-        check_location(self.mu, name)
+        self.mu, self.scale = location_scale(type(self).__name__, mu, scale)
         self._floor, self._fraction = split_location(self.mu)
         super().__init__(self.mu.shape)
 
@@ -78,11 +75,6 @@ class DiscreteNormalAnalogue(IntegerDistribution):
     def mean(self) -> Tensor:
         """Expected value: ``mu + s^2 d log Z / d mu``."""
         return (self._floor + self._moments()[0].double()).to(self.mu.dtype)
-
-    @property
-    def variance(self) -> Tensor:
-        """Variance; s^2 to many digits once s exceeds 1."""
-        return self._moments()[1]
 
     @property
     def _narrow(self) -> Tensor:
@@ -183,9 +175,3 @@ class DiscreteNormalAnalogue(IntegerDistribution):
         shares = self._exponents().softmax(-1).cumsum(-1)
         place = (shares < u[..., None]).sum(-1).clamp(max=2 * REACH - 1)
         return torch.where(self.scale <= WIDE, self._floor + 1 - REACH + place, draws)
-
-    def _tensors(self) -> tuple[Tensor, ...]:
-        return self.mu, self.scale
-
-    def _rebuilt(self, change: Callable[[Tensor], Tensor]) -> DiscreteNormalAnalogue:
-        return DiscreteNormalAnalogue(change(self.mu), change(self.scale))

@@ -20,11 +20,9 @@ from torch.nn.functional import logsigmoid
 
 from polyreward.statistics.integer_distributions import (
     IntegerDistribution,
-    check_location,
+    location_scale,
     log1mexp,
     nearest_integer,
-    real_parameters,
-    require_parameter,
     split_location,
     standardised,
     uniform,
@@ -43,7 +41,7 @@ class DiscretizedNormal(IntegerDistribution):
     mu : float (*batch)
         Location, up to 2^61 in size.
     scale : float (*batch) > 0
-        Standard deviation of the density.
+        Standard deviation of the density; the variance is ``s^2 + 1/12`` to many digits once it exceeds 1.5.
 
     Raises
     ------
@@ -51,24 +49,16 @@ class DiscretizedNormal(IntegerDistribution):
         A scale that is not positive, NaN, shapes that do not broadcast.
     """
 
+    fields = ("mu", "scale")
+
     def __init__(self, mu: Any, scale: Any) -> None:
-        self.mu, self.scale = _location_scale(type(self).__name__, mu, scale)
+        self.mu, self.scale = location_scale(type(self).__name__, mu, scale)
         super().__init__(self.mu.shape)
 
     @property
     def mode(self) -> Tensor:
         """The integer whose cell holds mu, the lower one on a border; int64."""
         return nearest_integer(self.mu)
-
-    @property
-    def mean(self) -> Tensor:
-        """Expected value, float."""
-        return self._moments()[0]
-
-    @property
-    def variance(self) -> Tensor:
-        """Variance, float; ``s^2 + 1/12`` to many digits once s exceeds 1.5."""
-        return self._moments()[1]
 
     def _moments(self) -> tuple[Tensor, Tensor]:
         return _rounded_moments(self.mu, self.scale, torch.special.ndtr, wide=1.5, reach=15, spread=1.0)
@@ -103,12 +93,6 @@ class DiscretizedNormal(IntegerDistribution):
         noise = torch.randn(shape, dtype=torch.float64, device=self.mu.device, generator=generator)
         return _rounded(self.mu, self.scale * noise)
 
-    def _tensors(self) -> tuple[Tensor, ...]:
-        return self.mu, self.scale
-
-    def _rebuilt(self, change: Callable[[Tensor], Tensor]) -> DiscretizedNormal:
-        return DiscretizedNormal(change(self.mu), change(self.scale))
-
 
 class DiscretizedLaplace(IntegerDistribution):
     """dlaplace: a Laplace density integrated over unit cells (arXiv 2602.10751).
@@ -126,24 +110,16 @@ class DiscretizedLaplace(IntegerDistribution):
         A scale that is not positive, NaN, shapes that do not broadcast.
     """
 
+    fields = ("mu", "scale")
+
     def __init__(self, mu: Any, scale: Any) -> None:
-        self.mu, self.scale = _location_scale(type(self).__name__, mu, scale)
+        self.mu, self.scale = location_scale(type(self).__name__, mu, scale)
         super().__init__(self.mu.shape)
 
     @property
     def mode(self) -> Tensor:
         """The integer whose cell holds mu, the lower one on a border; int64."""
         return nearest_integer(self.mu)
-
-    @property
-    def mean(self) -> Tensor:
-        """Expected value, float."""
-        return self._moments()[0]
-
-    @property
-    def variance(self) -> Tensor:
-        """Variance, float."""
-        return self._moments()[1]
 
     def _moments(self) -> tuple[Tensor, Tensor]:
         """Sums of two geometric tails around the cell that holds mu."""
@@ -171,12 +147,6 @@ class DiscretizedLaplace(IntegerDistribution):
         u = uniform(shape, self.mu.device, generator) - 0.5
         return _rounded(self.mu, -self.scale * u.sign() * torch.log1p(-2 * u.abs()))
 
-    def _tensors(self) -> tuple[Tensor, ...]:
-        return self.mu, self.scale
-
-    def _rebuilt(self, change: Callable[[Tensor], Tensor]) -> DiscretizedLaplace:
-        return DiscretizedLaplace(change(self.mu), change(self.scale))
-
 
 class DiscretizedLogistic(IntegerDistribution):
     """A logistic density integrated over unit cells, as pixel models use it; kin of those of arXiv 2602.10751.
@@ -186,7 +156,8 @@ class DiscretizedLogistic(IntegerDistribution):
     mu : float (*batch)
         Location, up to 2^61 in size.
     scale : float (*batch) > 0
-        s; the standard deviation of the density is ``pi s / sqrt(3)``.
+        s; the standard deviation of the density is ``pi s / sqrt(3)``, and the variance ``(pi s)^2 / 3 + 1/12`` to many
+        digits once s exceeds 2.
 
     Raises
     ------
@@ -194,24 +165,16 @@ class DiscretizedLogistic(IntegerDistribution):
         A scale that is not positive, NaN, shapes that do not broadcast.
     """
 
+    fields = ("mu", "scale")
+
     def __init__(self, mu: Any, scale: Any) -> None:
-        self.mu, self.scale = _location_scale(type(self).__name__, mu, scale)
+        self.mu, self.scale = location_scale(type(self).__name__, mu, scale)
         super().__init__(self.mu.shape)
 
     @property
     def mode(self) -> Tensor:
         """The integer whose cell holds mu, the lower one on a border; int64."""
         return nearest_integer(self.mu)
-
-    @property
-    def mean(self) -> Tensor:
-        """Expected value, float."""
-        return self._moments()[0]
-
-    @property
-    def variance(self) -> Tensor:
-        """Variance, float; ``(pi s)^2 / 3 + 1/12`` to many digits once s exceeds 2."""
-        return self._moments()[1]
 
     def _moments(self) -> tuple[Tensor, Tensor]:
         return _rounded_moments(self.mu, self.scale, torch.sigmoid, wide=2.0, reach=80, spread=math.pi**2 / 3)
@@ -226,19 +189,6 @@ class DiscretizedLogistic(IntegerDistribution):
 
     def _sample(self, shape: torch.Size, generator: torch.Generator | None) -> Tensor:
         return _rounded(self.mu, self.scale * torch.logit(uniform(shape, self.mu.device, generator)))
-
-    def _tensors(self) -> tuple[Tensor, ...]:
-        return self.mu, self.scale
-
-    def _rebuilt(self, change: Callable[[Tensor], Tensor]) -> DiscretizedLogistic:
-        return DiscretizedLogistic(change(self.mu), change(self.scale))
-
-
-def _location_scale(name: str, mu: Any, scale: Any) -> tuple[Tensor, Tensor]:
-    location, width = real_parameters(name, mu=mu, scale=scale)
-    require_parameter(width > 0, name, "scale", "positive", width)
-    check_location(location, name)
-    return location, width
 
 
 def _at_least(scale: Tensor) -> Tensor:

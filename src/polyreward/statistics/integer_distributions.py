@@ -12,6 +12,7 @@ integers, so that a float32 location of any size loses nothing; the gradient of 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Self
 
@@ -42,15 +43,16 @@ class _Integers(constraints.Constraint):
         return inside & (value <= self.high) if self.high is not None else inside
 
 
-class IntegerDistribution(Distribution):
+class IntegerDistribution(Distribution, ABC):
     """A distribution over integers whose parameters are real tensors (arXiv 2602.10751).
 
     `low` and `high` are the ends of the support, None where there is none. The batch shape is that of the parameters.
-    A subclass defines `mean`, `variance`, `mode`, ``_tensors``, and ``_log_prob``, ``_cdf``, ``_sample`` of checked
-    int64 values; ``_rebuilt`` makes the same distribution from other tensors. Half-precision parameters are computed
-    and returned in float32.
+    A subclass names its tensors in ``fields``, by which its constructor takes them too, and defines `mode`,
+    ``_moments`` (both at once) or `mean` and `variance`, and ``_log_prob``, ``_cdf``, ``_sample`` of checked int64
+    values. Half-precision parameters are computed and returned in float32.
     """
 
+    fields: ClassVar[tuple[str, ...]]
     arg_constraints: ClassVar[dict[str, Any]] = {}
     has_rsample = False
     low: int | None = None
@@ -58,6 +60,16 @@ class IntegerDistribution(Distribution):
 
     def __init__(self, batch_shape: torch.Size) -> None:
         super().__init__(batch_shape, validate_args=False)
+
+    @property
+    def mean(self) -> Tensor:
+        """Expected value, float."""
+        return self._moments()[0]  # type: ignore[attr-defined, no-any-return]
+
+    @property
+    def variance(self) -> Tensor:
+        """Variance, float."""
+        return self._moments()[1]  # type: ignore[attr-defined, no-any-return]
 
     @property
     def support(self) -> constraints.Constraint:  # type: ignore[override]
@@ -146,16 +158,21 @@ class IntegerDistribution(Distribution):
         return checked_targets(value, self.batch_shape, self._tensors()[0].device, type(self).__name__)
 
     def _tensors(self) -> tuple[Tensor, ...]:
-        raise NotImplementedError
+        return tuple(getattr(self, name) for name in self.fields)
 
     def _rebuilt(self, change: Callable[[Tensor], Tensor]) -> Self:
-        raise NotImplementedError
+        """The same distribution from other tensors."""
+        made: Any = type(self)
+        found: Self = made(**{name: change(getattr(self, name)) for name in self.fields})
+        return found
 
+    @abstractmethod
     def _log_prob(self, n: Tensor) -> Tensor:
-        raise NotImplementedError
+        """Logarithm of the mass at integers of the support."""
 
+    @abstractmethod
     def _cdf(self, n: Tensor) -> Tensor:
-        raise NotImplementedError
+        """``P(N <= n)`` at integers of the support."""
 
     def _sample(self, shape: torch.Size, generator: torch.Generator | None) -> Tensor:
         """By default the quantile of a uniform number."""
@@ -272,6 +289,14 @@ def require_parameter(right: Tensor, where: str, name: str, expected: str, value
     if not bool(right.all()):
         bad = values.detach()[~right].flatten()[0].item()
         raise InvalidInputError(f"{where}: {name} must be {expected}, got {bad:g}")
+
+
+def location_scale(where: str, mu: Any, scale: Any) -> tuple[Tensor, Tensor]:
+    """A location and a positive scale of one shape, checked."""
+    location, width = real_parameters(where, mu=mu, scale=scale)
+    require_parameter(width > 0, where, "scale", "positive", width)
+    check_location(location, where)
+    return location, width
 
 
 def check_location(mu: Tensor, where: str) -> None:

@@ -45,6 +45,8 @@ class IntegerCategorical(IntegerDistribution):
         NaN, no values, more than 2^20 values.
     """
 
+    fields = ("logits",)
+
     def __init__(self, logits: Any, low: int = 0) -> None:
         name = type(self).__name__
         (found,) = real_parameters(name, logits=logits)
@@ -106,9 +108,6 @@ class IntegerCategorical(IntegerDistribution):
         below = self.probs.cumsum(-1).expand(shape + self.logits.shape[-1:]).contiguous()
         place = torch.searchsorted(below, u[..., None]).squeeze(-1)
         return self._first + place.clamp(max=self.logits.shape[-1] - 1)
-
-    def _tensors(self) -> tuple[Tensor, ...]:
-        return (self.logits,)
 
     def _rebuilt(self, change: Callable[[Tensor], Tensor]) -> IntegerCategorical:
         return IntegerCategorical(change(self.logits), self._first)
