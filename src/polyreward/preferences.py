@@ -373,6 +373,11 @@ class PreferenceData:
         held[order[:count]] = True
         return np.asarray(held[codes])
 
+    def of_responses(self, values: Column) -> Column:
+        """What belongs to each comparison (length N), such as prompts or annotators, for each response (length M)."""
+        owner = self.owner
+        return values[owner] if isinstance(values, np.ndarray) else [values[i] for i in owner.tolist()]
+
     def without_identical(self, action: Literal["drop", "error", "keep"] = "drop") -> PreferenceData:
         """Without the comparisons whose responses are all the same; they say nothing about any response.
 

@@ -362,3 +362,9 @@ def test_ranks_count_more_than_a_choice_and_a_choice_more_than_ratings():
     assert top_only.tolist() == [False, True, True]
     arrays = PreferenceData(["p"], ["a", "b"], choice=[0], annotators=np.array(["x"]))
     assert arrays.annotator_names == ("x",)
+
+
+def test_what_belongs_to_a_comparison_is_spread_over_its_responses():
+    data = PreferenceData(["p", "q"], ["a", "b", "c", "d", "e"], offsets=np.array([0, 2, 5]), choice=np.array([0, 1]))
+    assert data.of_responses(data.prompts) == ["p", "p", "q", "q", "q"]
+    assert data.of_responses(np.array([7, 8])).tolist() == [7, 7, 8, 8, 8]

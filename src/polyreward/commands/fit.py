@@ -130,19 +130,9 @@ class _Bar:
     """Progress of a fit; on a stream that is no terminal, a line an epoch."""
 
     def __init__(self, console: Any, members: int) -> None:
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from polyreward.commands.options import progress_bars
 
-        self.bars = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=30),
-            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=console,
-            disable=not console.is_terminal,
-        )
+        self.bars = progress_bars(console)
         self.console, self.members, self.member, self.last = console, members, 0, 0
         self.losses: list[float] = []
         self.bar: Any = None

@@ -1,4 +1,4 @@
-"""Options that several commands share: pairs of names, and arguments of parts."""
+"""What several commands share: pairs of names, arguments of parts, progress bars."""
 
 from __future__ import annotations
 
@@ -44,3 +44,20 @@ def settings(entries: Sequence[str] | None, parts: Sequence[str]) -> dict[str, d
         except json.JSONDecodeError:
             found.setdefault(part, {})[name] = value
     return found
+
+
+def progress_bars(console: Any, quiet: bool = False) -> Any:
+    """Bars of long work: what, how far, time so far, time left, a note; hidden where `console` is no terminal."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=console,
+        disable=quiet or not console.is_terminal,
+    )

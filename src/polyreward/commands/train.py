@@ -112,19 +112,9 @@ class _Bars:
     """One progress bar a seed; on a stream that is no terminal, a line at each tenth."""
 
     def __init__(self, recipe: Recipe, console: Any) -> None:
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from polyreward.commands.options import progress_bars
 
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=30),
-            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=console,
-            disable=not console.is_terminal or console.quiet,
-        )
+        self.progress = progress_bars(console, console.quiet)
         self.console, self.recipe = console, recipe
         self.bars: dict[int, Any] = {}
         self.phases: dict[int, str] = {}

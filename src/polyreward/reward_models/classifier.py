@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from polyreward.errors import InvalidInputError, require
+from polyreward.errors import InvalidInputError
 from polyreward.preferences import Column
-from polyreward.reward_models.text_encoders import batches_by_length, check_tokenizer, pad, tokenize
+from polyreward.reward_models.text_encoders import batches_by_length, load, pad, tokenize
 from polyreward.reward_models.texts import as_messages, joined
 
 
@@ -82,17 +82,7 @@ class SequenceClassifier:
 
     @cached_property
     def _loaded(self) -> tuple[Any, Any]:
-        transformers: Any = require("transformers", "text")
-        model, tokenizer = self.model, self.tokenizer
-        try:
-            if isinstance(model, str | Path):
-                tokenizer = tokenizer or transformers.AutoTokenizer.from_pretrained(model)
-                model = transformers.AutoModelForSequenceClassification.from_pretrained(model)
-            elif isinstance(tokenizer, str):
-                tokenizer = transformers.AutoTokenizer.from_pretrained(tokenizer)
-        except (OSError, ValueError) as error:
-            raise InvalidInputError(f"cannot load {self.model!r}: {str(error).splitlines()[0]}") from error
-        check_tokenizer(model, tokenizer)
+        model, tokenizer = load(self.model, self.tokenizer, "AutoModelForSequenceClassification")
         if model.config.pad_token_id is None:  # decoders look for the last token that is no padding
             model.config.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         return model.to(self.device, getattr(torch, self.dtype)).eval().requires_grad_(False), tokenizer

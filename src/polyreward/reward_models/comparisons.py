@@ -43,6 +43,18 @@ class Pairs:
     margin: Tensor
     comparison: Tensor
 
+    def accuracy(self, ahead: Tensor) -> Tensor:
+        """Share of the pairs that are no ties in which the first is ahead, by `weight`; 0 counts half.
+
+        Parameters
+        ----------
+        ahead : float (P,)
+            Above 0 where the model puts the first before the second.
+        """
+        weight = torch.where(self.tie, 0.0, self.weight)
+        right = (ahead.detach() > 0).float() + 0.5 * (ahead.detach() == 0).float()
+        return (right * weight).sum() / weight.sum().clamp(min=torch.finfo(weight.dtype).tiny)
+
 
 @dataclass(frozen=True)
 class Comparisons:

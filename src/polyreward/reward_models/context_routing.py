@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from polyreward.errors import InvalidInputError, UnknownNameError, nearest
+from polyreward.reward_models.checkpoints import read_checkpoint
 from polyreward.reward_models.mixtures import as_given, as_tensor, mixture_log_probability, simplex
 from polyreward.storage import write_atomically
 
@@ -219,8 +220,9 @@ class HedgeRouterTrainer:
             warnings.warn(EmptyContextWarning("no pairs with a context: the router stays as it is"), stacklevel=2)
             return self.router
         key = self._key(prompts, losses) if checkpoint is not None else ""
-        if checkpoint is not None and Path(checkpoint).exists():
-            self._read(Path(checkpoint), key)
+        state = read_checkpoint(checkpoint, key, "a fit of other pairs or options")
+        if state is not None:
+            self.load_state_dict(state)
         if not self.epoch:
             self.history = []
         while self.epoch < self.epochs:
@@ -317,18 +319,6 @@ class HedgeRouterTrainer:
         for values in (prompts, losses):
             digest.update(values.detach().double().cpu().numpy().tobytes())
         return digest.hexdigest()
-
-    def _read(self, path: Path, key: str) -> None:
-        try:
-            state = torch.load(path, weights_only=True)
-            found = state["key"]
-        except Exception as error:
-            raise InvalidInputError(
-                f"{path} is not a readable checkpoint ({error}); delete it to start anew"
-            ) from error
-        if found != key:
-            raise InvalidInputError(f"{path} is the checkpoint of a fit of other pairs or options; delete it")
-        self.load_state_dict(state)
 
 
 def routed_accuracy(log_weights: Tensor, losses: Tensor) -> float:

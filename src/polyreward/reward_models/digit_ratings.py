@@ -21,9 +21,10 @@ from torch import Tensor, nn
 
 from polyreward.errors import InvalidInputError, MissingFileError, require
 from polyreward.preferences import Column
+from polyreward.reward_models.fine_tuning import model_under_adapter
 from polyreward.reward_models.heads import Items, Scores
 from polyreward.reward_models.ordinal import digit_logits
-from polyreward.reward_models.text_encoders import batches_by_length, pad, tokenize
+from polyreward.reward_models.text_encoders import batches_by_length, load, pad, tokenize
 from polyreward.reward_models.texts import plain
 
 TEMPLATE = (
@@ -100,7 +101,7 @@ class DigitLogits(nn.Module):
         self.template, self.max_length, self.batch_tokens = template, max_length, batch_tokens
         self.answers = tuple(answers)
         ending = _ending(template)
-        network, self.tokenizer = _load(model, tokenizer)
+        network, self.tokenizer = load(model, tokenizer, "AutoModelForCausalLM")
         if network.get_output_embeddings() is None:
             raise InvalidInputError(f"{type(network).__name__} has no vocabulary head; load a causal language model")
         rows = network.get_output_embeddings().weight.shape[0]
@@ -191,9 +192,7 @@ class DigitLogits(nn.Module):
         folder = Path(folder)
         if (folder / "adapter_config.json").exists():
             peft: Any = require("peft", "text")
-            under = base if base is not None else peft.PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
-            if not under:
-                raise InvalidInputError(f"{folder} holds an adapter and no name of its model; pass base=...")
+            under = model_under_adapter(folder, base)
             transformers: Any = require("transformers", "text")
             made = cls(under, transformers.AutoTokenizer.from_pretrained(str(folder)), **settings)
             made.network = peft.PeftModel.from_pretrained(made.network, str(folder), is_trainable=True)
@@ -241,18 +240,3 @@ def _ending(template: str) -> str:
     if "{response}" not in template:
         raise InvalidInputError("the template must hold {response}")
     return template.rsplit("{response}", 1)[1].format(prompt="", response="") or "."
-
-
-def _load(model: Any, tokenizer: Any) -> tuple[Any, Any]:
-    transformers: Any = require("transformers", "text")
-    name = model if isinstance(model, str) else None
-    if name is None and tokenizer is None:
-        raise InvalidInputError("a loaded model needs its tokenizer: pass tokenizer=...")
-    try:
-        if name is not None:
-            model = transformers.AutoModelForCausalLM.from_pretrained(name)
-        if tokenizer is None or isinstance(tokenizer, str):
-            tokenizer = transformers.AutoTokenizer.from_pretrained(tokenizer or name)
-    except (OSError, ValueError) as error:
-        raise InvalidInputError(f"cannot load {name or tokenizer!r}: {str(error).splitlines()[0]}") from error
-    return model, tokenizer

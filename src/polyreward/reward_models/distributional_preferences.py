@@ -170,10 +170,7 @@ def _pair_loss(
     target = torch.where(pairs.tie, 0.5, pairs.target)
     won, lost = likelihood.pair_log_probability(first, second), likelihood.pair_log_probability(second, first)
     nll = -((target * won + (1 - target) * lost) * pairs.weight).sum()
-    difference = (score[pairs.first] - score[pairs.second]).detach()
-    weight = torch.where(pairs.tie, 0.0, pairs.weight)
-    right = (difference > 0).float() + 0.5 * (difference == 0).float()
-    accuracy = (right * weight).sum() / weight.sum().clamp(min=torch.finfo(weight.dtype).tiny)
+    accuracy = pairs.accuracy(score[pairs.first] - score[pairs.second])
     return nll, {"nll": nll.detach(), "accuracy": accuracy}
 
 

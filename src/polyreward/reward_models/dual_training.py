@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from polyreward.errors import InvalidInputError, UnknownNameError, nearest
+from polyreward.reward_models.checkpoints import read_checkpoint
 from polyreward.reward_models.dual_objective import Ties, dual_objective_loss, group_advantages
 from polyreward.reward_models.fit_options import FitProgress
 from polyreward.reward_models.query_token import QueryTokenRewardModel
@@ -278,18 +279,11 @@ class _Run:
 
     def resume(self) -> None:
         """Go on from the checkpoint, if there is one."""
-        path = self.options.checkpoint
-        if path is None or not Path(path).exists():
+        state = read_checkpoint(
+            self.options.checkpoint, self.key, "a run of other data, options or weights", self.device
+        )
+        if state is None:
             return
-        try:
-            state = torch.load(path, map_location=self.device, weights_only=True)
-            key = state["key"]
-        except Exception as error:
-            raise InvalidInputError(
-                f"{path} is not a readable checkpoint ({error}); delete it to start anew"
-            ) from error
-        if key != self.key:
-            raise InvalidInputError(f"{path} is the checkpoint of a run of other data, options or weights; delete it")
         with torch.no_grad():
             for name, parameter in self.learns.items():
                 parameter.copy_(state["weights"][name])

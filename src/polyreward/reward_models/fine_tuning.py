@@ -129,10 +129,7 @@ class FineTunedEncoder(nn.Module):
         transformers: Any = require("transformers", "text")
         if (folder / "adapter_config.json").exists():
             peft: Any = require("peft", "text")
-            config = peft.PeftConfig.from_pretrained(str(folder))
-            under = base if base is not None else config.base_model_name_or_path
-            if not under:
-                raise InvalidInputError(f"{folder} holds an adapter and no name of its model; pass base=...")
+            under = model_under_adapter(folder, base)
             tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder))
             network, tokenizer = load(under, tokenizer)
             made = cls(network, tokenizer, name=str(under) if isinstance(under, str) else "", **settings)
@@ -141,3 +138,18 @@ class FineTunedEncoder(nn.Module):
         if not (folder / "config.json").exists():
             raise MissingFileError(f"{folder} holds no model")
         return cls(str(folder), **settings)
+
+
+def model_under_adapter(folder: Path, base: Any = None) -> Any:
+    """The model that the adapter in a folder belongs to: `base`, or the one that it names.
+
+    Raises
+    ------
+    InvalidInputError
+        There is neither.
+    """
+    peft: Any = require("peft", "text")
+    under = base if base is not None else peft.PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
+    if not under:
+        raise InvalidInputError(f"{folder} holds an adapter and no name of its model; pass base=...")
+    return under

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from polyreward.errors import InvalidInputError
+from polyreward.reward_models.checkpoints import read_checkpoint
 from polyreward.reward_models.fit_options import FitOptions, FitProgress
 from polyreward.reward_models.network import Network, Source, learned_state, restore
 from polyreward.storage import write_atomically
@@ -260,18 +260,13 @@ class _Fit:
         InvalidInputError
             It is damaged, or of another fit: other data, options or parts.
         """
-        path = self.options.checkpoint
-        if path is None or not Path(path).exists():
+        if self.options.checkpoint is None:
+            return  # the key takes a pass over the data
+        state = read_checkpoint(
+            self.options.checkpoint, self._key(), "a fit of other data, options or parts", self.device
+        )
+        if state is None:
             return
-        try:
-            state = torch.load(path, map_location=self.device, weights_only=True)
-            key = state["key"]
-        except Exception as error:
-            raise InvalidInputError(
-                f"{path} is not a readable checkpoint ({error}); delete it to start anew"
-            ) from error
-        if key != self._key():
-            raise InvalidInputError(f"{path} is the checkpoint of a fit of other data, options or parts; delete it")
         restore(self.network, state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.epoch, self.step, self.waited = state["counts"]

@@ -105,10 +105,7 @@ class IntegerRatings:
         distribution = self.distribution(Scores(scores.values[known]))
         loss = -distribution.log_prob(comparisons.ratings[known]).mean()
         expected, pairs = self.score(Scores(scores.values.detach())), comparisons.pairs
-        difference = expected[pairs.first] - expected[pairs.second]
-        weight = torch.where(pairs.tie, 0.0, pairs.weight)
-        right = (difference > 0).float() + 0.5 * (difference == 0).float()
-        accuracy = (right * weight).sum() / weight.sum().clamp(min=torch.finfo(weight.dtype).tiny)
+        accuracy = pairs.accuracy(expected[pairs.first] - expected[pairs.second])
         return loss, {"nll": loss.detach(), "accuracy": accuracy}
 
     def score(self, scores: Scores) -> Tensor:

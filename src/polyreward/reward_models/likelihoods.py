@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -250,7 +250,7 @@ class BradleyTerry:
             )
         nll = (each * pairs.weight).sum()
         centre = ((first + second).square() * pairs.weight).sum()
-        metrics = {"nll": nll.detach(), "accuracy": _accuracy(difference, comparisons), "centering": centre.detach()}
+        metrics = {"nll": nll.detach(), "accuracy": pairs.accuracy(difference), "centering": centre.detach()}
         return nll + self.centering * centre if self.centering else nll, metrics
 
     def score(self, scores: Scores) -> Tensor:
@@ -303,7 +303,7 @@ class PlackettLuce:
         loss = torch.where(known, each, 0.0).sum() / known.sum().clamp(min=1)
         return loss, {
             "nll": loss.detach(),
-            "accuracy": _accuracy(values[pairs.first] - values[pairs.second], comparisons),
+            "accuracy": pairs.accuracy(values[pairs.first] - values[pairs.second]),
         }
 
     def score(self, scores: Scores) -> Tensor:
@@ -349,7 +349,7 @@ class Regression:
             each = mse_loss(values, ratings, reduction="none")
         loss = torch.where(known, each, 0.0).sum() / known.sum().clamp(min=1)
         pairs = comparisons.pairs
-        accuracy = _accuracy(values[pairs.first] - values[pairs.second], comparisons)
+        accuracy = pairs.accuracy(values[pairs.first] - values[pairs.second])
         return loss, {"nll": loss.detach(), "accuracy": accuracy}
 
     def score(self, scores: Scores) -> Tensor:
@@ -368,11 +368,3 @@ def _single(scores: Scores, name: str) -> Tensor:
             "a head with several components has a likelihood of its own"
         )
     return scores.values
-
-
-def _accuracy(difference: Tensor, comparisons: Comparisons) -> Tensor:
-    """Share of the pairs that are no ties in which the better one has the higher score; equal scores count half."""
-    pairs: Any = comparisons.pairs
-    weight = torch.where(pairs.tie, 0.0, pairs.weight)
-    right = (difference.detach() > 0).float() + 0.5 * (difference.detach() == 0).float()
-    return (right * weight).sum() / weight.sum().clamp(min=torch.finfo(weight.dtype).tiny)

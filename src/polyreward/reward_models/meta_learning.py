@@ -272,8 +272,8 @@ def continue_with_shift(
             f"{unlabelled.source}: expected the same number of responses for every prompt, and prompts with different "
             f"responses; found {sizes.tolist()}"
         )
-    spread = data.prompts[data.owner] if isinstance(data.prompts, np.ndarray) else [data.prompts[i] for i in data.owner]
-    features = torch.from_numpy(look_up(model.encoder, spread, data.responses).array())
+    prompts = data.of_responses(data.prompts)
+    features = torch.from_numpy(look_up(model.encoder, prompts, data.responses).array())
     if not bool(torch.isfinite(features).all()):
         row = int((~torch.isfinite(features).all(1)).int().argmax())
         raise InvalidInputError(f"{data.where(int(data.owner[row]))}: the features of a response are NaN or infinite")

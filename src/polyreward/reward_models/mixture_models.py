@@ -252,7 +252,7 @@ class MixtureLikelihood(nn.Module):
         assert scores.log_weights is not None
         metrics = {
             "nll": loss.detach(),
-            "accuracy": _accuracy((won - lost).detach(), comparisons),
+            "accuracy": comparisons.pairs.accuracy(won - lost),
             "router_entropy": entropy(scores.log_weights.detach()).mean(),
         }
         centering = getattr(self.inner, "centering", 0.0)
@@ -291,10 +291,3 @@ def _components(scores: Scores) -> Tensor:
 def _rows(scores: Scores, rows: Tensor) -> Scores:
     weights = None if scores.log_weights is None else scores.log_weights[rows]
     return Scores(scores.values[rows], weights)
-
-
-def _accuracy(difference: Tensor, comparisons: Comparisons) -> Tensor:
-    pairs = comparisons.pairs
-    weight = torch.where(pairs.tie, 0.0, pairs.weight)
-    right = (difference > 0).float() + 0.5 * (difference == 0).float()
-    return (right * weight).sum() / weight.sum().clamp(min=torch.finfo(weight.dtype).tiny)

@@ -228,11 +228,10 @@ class PreferenceModel:
 
     def _source(self, table: ComparisonTable, with_prompts: bool = True) -> Source:
         data = table.data
-        prompts = _spread(data.prompts, data.owner)
         prompt_features = self._prompt_features(data.prompts) if with_prompts else None
         if self.learns_encoder:
             return Source(table, None, prompt_features, (data.prompts, data.responses))
-        return Source(table, self._features(prompts, data.responses), prompt_features)
+        return Source(table, self._features(data.of_responses(data.prompts), data.responses), prompt_features)
 
     def _features(self, prompts: Column, responses: Column) -> FeatureTable:
         if self.encoder is None:
@@ -281,7 +280,3 @@ def _require(likelihood: Any, table: ComparisonTable) -> None:
         table.require_ratings()
     else:
         table.require_order()
-
-
-def _spread(prompts: Column, owner: np.ndarray) -> Column:
-    return prompts[owner] if isinstance(prompts, np.ndarray) else [prompts[i] for i in owner.tolist()]

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from polyreward.errors import InvalidInputError, MissingFileError, require
 from polyreward.preferences import Column
-from polyreward.reward_models.fine_tuning import FineTunedEncoder
+from polyreward.reward_models.fine_tuning import FineTunedEncoder, model_under_adapter
 from polyreward.reward_models.multi_response import (
     RespRepr,
     check_representation,
@@ -32,7 +32,6 @@ from polyreward.reward_models.multi_response_batch import SEPARATOR, add_separat
 from polyreward.reward_models.multimodal_inputs import (
     PromptInputs,
     control_tokens,
-    load_multimodal,
     model_inputs,
     prompt_keys,
     read_prompts,
@@ -40,7 +39,7 @@ from polyreward.reward_models.multimodal_inputs import (
     tokenizer_of,
     width_of,
 )
-from polyreward.reward_models.text_encoders import batches_by_length
+from polyreward.reward_models.text_encoders import batches_by_length, known_as, load
 from polyreward.storage import write_json
 
 Order = Literal["content", "given"]
@@ -83,9 +82,7 @@ class MultimodalEncoder:
     @property
     def identity(self) -> str:
         """Model and what changes the features."""
-        name = self.name or (self.model if isinstance(self.model, str) else self.model.config._name_or_path)
-        if not name:
-            raise InvalidInputError("a loaded model without name_or_path needs MultimodalEncoder(..., name=...)")
+        name = known_as(self.name, self.model, "MultimodalEncoder")
         return f"multimodal {name} {self.resp_repr} {self.max_length} {self.dtype}"
 
     def encode(self, prompts: Column, responses: Column) -> np.ndarray:
@@ -118,7 +115,7 @@ class MultimodalEncoder:
 
     @cached_property
     def _loaded(self) -> tuple[Any, Any]:
-        network, processor = load_multimodal(self.model, self.processor)
+        network, processor = load(self.model, self.processor, reads="processor")
         network = getattr(network, "base_model", network) if not hasattr(network, "peft_config") else network
         return network.to(self.device, getattr(torch, self.dtype)).eval().requires_grad_(False), processor
 
@@ -167,7 +164,7 @@ class FineTunedMultimodalEncoder(FineTunedEncoder):
         if order not in ("content", "given"):
             raise InvalidInputError(f"order must be 'content' or 'given', got {order!r}")
         named = name or (model if isinstance(model, str) else getattr(model.config, "_name_or_path", ""))
-        network, processor = load_multimodal(model, processor)
+        network, processor = load(model, processor, reads="processor")
         separator = None
         if together:
             separator = add_separator(tokenizer_of(processor), network)
@@ -264,10 +261,7 @@ class FineTunedMultimodalEncoder(FineTunedEncoder):
         if not (folder / "adapter_config.json").exists():
             return cls(str(folder), **{**settings, "name": settings["name"] or str(folder)})
         peft: Any = require("peft", "text")
-        config = peft.PeftConfig.from_pretrained(str(folder))
-        under = base if base is not None else config.base_model_name_or_path
-        if not under:
-            raise InvalidInputError(f"{folder} holds an adapter and no name of its model; pass base=...")
+        under = model_under_adapter(folder, base)
         try:
             network = transformers.AutoModel.from_pretrained(under) if isinstance(under, str) else under
         except (OSError, ValueError) as error:

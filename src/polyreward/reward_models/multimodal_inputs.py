@@ -22,7 +22,7 @@ from torch import Tensor
 from polyreward.errors import InvalidInputError, MissingFileError, require
 from polyreward.preferences import Column
 from polyreward.reward_models.multi_response_batch import strip_separator
-from polyreward.reward_models.text_encoders import check_tokenizer, tokenize
+from polyreward.reward_models.text_encoders import tokenize
 from polyreward.reward_models.texts import plain
 
 _PLACEHOLDERS = ("image", "video", "audio")
@@ -47,31 +47,6 @@ class PromptInputs:
     def kind(self) -> tuple[Any, ...]:
         """What prompts of one pass must have in common: no images, or tensors that fit together."""
         return (*self.by_token, *((name, tuple(value.shape[1:])) for name, value in self.media.items()))
-
-
-def load_multimodal(model: Any, processor: Any) -> tuple[Any, Any]:
-    """Model and processor, loaded where they are names; a tokenizer will do for a model of texts.
-
-    Raises
-    ------
-    InvalidInputError
-        No processor for a loaded model; a model that cannot be loaded; token numbers that the model does not have.
-    """
-    transformers: Any = require("transformers", "text")
-    name = model if isinstance(model, str) else None
-    try:
-        if name is not None:
-            model = transformers.AutoModel.from_pretrained(name)
-        if processor is None and name is not None:
-            processor = transformers.AutoProcessor.from_pretrained(name)
-        elif isinstance(processor, str):
-            processor = transformers.AutoProcessor.from_pretrained(processor)
-    except (OSError, ValueError) as error:
-        raise InvalidInputError(f"cannot load {name or processor!r}: {str(error).splitlines()[0]}") from error
-    if processor is None:
-        raise InvalidInputError("a loaded model needs its processor or tokenizer: pass processor=...")
-    check_tokenizer(model, tokenizer_of(processor))
-    return model, processor
 
 
 def tokenizer_of(processor: Any) -> Any:

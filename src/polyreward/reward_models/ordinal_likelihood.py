@@ -320,7 +320,4 @@ def _accuracy(first: Tensor, second: Tensor, pairs: Pairs) -> Tensor:
     if not len(first):
         return first.new_zeros(())
     a, b = OrdinalDistribution(first), OrdinalDistribution(second)
-    ahead = a.prob_greater(b) - b.prob_greater(a)
-    weight = torch.where(pairs.tie, 0.0, pairs.weight)
-    right = (ahead > 0).float() + 0.5 * (ahead == 0).float()
-    return (right * weight).sum() / weight.sum().clamp(min=torch.finfo(weight.dtype).tiny)
+    return pairs.accuracy(a.prob_greater(b) - b.prob_greater(a))

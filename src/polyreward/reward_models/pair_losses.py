@@ -184,11 +184,7 @@ class PairLoss:
             weight = weight * self._weights(comparisons)[pairs.comparison]
             weight = weight / weight.sum().clamp(min=torch.finfo(weight.dtype).tiny)
         nll = (each * weight).sum()
-        with torch.no_grad():
-            counted = torch.where(pairs.tie, 0.0, pairs.weight)
-            right = (difference > 0).float() + 0.5 * (difference == 0).float()
-            accuracy = (right * counted).sum() / counted.sum().clamp(min=torch.finfo(counted.dtype).tiny)
-        return nll, {"nll": nll.detach(), "accuracy": accuracy}
+        return nll, {"nll": nll.detach(), "accuracy": pairs.accuracy(difference)}
 
     def _weights(self, comparisons: Comparisons) -> Tensor:
         found = comparisons.columns.get(self.weights or "")

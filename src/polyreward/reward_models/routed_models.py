@@ -81,10 +81,8 @@ def _context_losses(model: Any, preferences: PreferenceData) -> tuple[Tensor, Te
         )
     pairs = ComparisonTable(preferences).batch(np.arange(len(preferences)), model.device).pairs
     kept = ~pairs.tie
-    owner = preferences.owner
     prompts: Any = preferences.prompts
-    spread = prompts[owner] if isinstance(prompts, np.ndarray) else [prompts[i] for i in owner.tolist()]
-    values = model.evaluate_head(spread, preferences.responses).values
+    values = model.evaluate_head(preferences.of_responses(prompts), preferences.responses).values
     losses = -model.likelihood.inner.pair_log_probability(values[pairs.first[kept]], values[pairs.second[kept]])
     features = np.asarray(model.encoder.encode_prompts(prompts), dtype=np.float32)
     return torch.from_numpy(features).to(losses.device)[pairs.comparison[kept]], losses

@@ -74,9 +74,7 @@ class FrozenEncoder:
     @property
     def identity(self) -> str:
         """Model and what changes the features."""
-        name = self.name or (self.model if isinstance(self.model, str) else self.model.config._name_or_path)
-        if not name:
-            raise InvalidInputError("a loaded model without name_or_path needs FrozenEncoder(..., name=...)")
+        name = known_as(self.name, self.model, "FrozenEncoder")
         return f"{name} {self.pooling} {self.layer} {self.max_length} {int(self.normalize)} {self.dtype}"
 
     def encode(self, prompts: Column, responses: Column) -> np.ndarray:
@@ -168,8 +166,15 @@ class SentenceEncoder:
         return np.asarray(found, dtype=np.float32)
 
 
-def load(model: Any, tokenizer: Any) -> tuple[Any, Any]:
-    """Model and tokenizer, loaded where they are names.
+def load(
+    model: Any, reader: Any, auto: str = "AutoModel", reads: Literal["tokenizer", "processor"] = "tokenizer"
+) -> tuple[Any, Any]:
+    """Model and tokenizer (or processor), loaded where they are names.
+
+    Parameters
+    ----------
+    auto : class of transformers that loads the model
+    reads : "tokenizer", or "processor", whose tokenizer is checked
 
     Raises
     ------
@@ -177,18 +182,29 @@ def load(model: Any, tokenizer: Any) -> tuple[Any, Any]:
         No tokenizer for a loaded model; a model that cannot be loaded; token numbers that the model does not have.
     """
     transformers: Any = require("transformers", "text")
-    name = model if isinstance(model, str) else None
+    readers = transformers.AutoProcessor if reads == "processor" else transformers.AutoTokenizer
+    name = str(model) if isinstance(model, str | Path) else None
     try:
         if name is not None:
-            model = transformers.AutoModel.from_pretrained(name)
-        if tokenizer is None and name is not None:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(name)
-        elif isinstance(tokenizer, str):
-            tokenizer = transformers.AutoTokenizer.from_pretrained(tokenizer)
+            model = getattr(transformers, auto).from_pretrained(name)
+        if reader is None and name is not None:
+            reader = readers.from_pretrained(name)
+        elif isinstance(reader, str):
+            reader = readers.from_pretrained(reader)
     except (OSError, ValueError) as error:
-        raise InvalidInputError(f"cannot load {name or tokenizer!r}: {str(error).splitlines()[0]}") from error
-    check_tokenizer(model, tokenizer)
-    return model, tokenizer
+        raise InvalidInputError(f"cannot load {name or reader!r}: {str(error).splitlines()[0]}") from error
+    if reader is None and reads == "processor":
+        raise InvalidInputError("a loaded model needs its processor or tokenizer: pass processor=...")
+    check_tokenizer(model, getattr(reader, "tokenizer", reader))
+    return model, reader
+
+
+def known_as(name: str, model: Any, encoder: str) -> str:
+    """What an encoder calls its model: the name given to it, or where the model comes from."""
+    found = str(name or (model if isinstance(model, str) else model.config._name_or_path))
+    if not found:
+        raise InvalidInputError(f"a loaded model without name_or_path needs {encoder}(..., name=...)")
+    return found
 
 
 def check_tokenizer(model: Any, tokenizer: Any) -> None:

@@ -140,7 +140,7 @@ class ThinkThenScore:
         if not len(preferences) or (preferences.sizes != 2).any():
             raise InvalidInputError(f"{preferences.source}: the second stage needs comparisons of two responses each")
         samples, _ = parted(preferences.responses)
-        prompts = [preferences.prompts[i] for i in preferences.owner.tolist()]
+        prompts = list(preferences.of_responses(preferences.prompts))
         for name in per_response:
             if name not in preferences.columns:
                 raise MissingColumnError(
@@ -199,7 +199,7 @@ class ThinkThenScore:
         responses: Any = preferences.responses
         if own_thoughts:
             responses = parted(responses)[0]
-        prompts = [preferences.prompts[i] for i in preferences.owner.tolist()]
+        prompts = list(preferences.of_responses(preferences.prompts))
         table = ComparisonTable(preferences)
         batch = table.batch(np.arange(len(preferences)), torch.device("cpu"))
         loss, metrics = BradleyTerry().loss(Scores(self.score(prompts, responses)), batch)

@@ -141,7 +141,7 @@ def scores_in(model: PreferenceModel, data: PreferenceData, orders: np.ndarray) 
     rows = np.arange(len(data))[:, None] * RESPONSES + orders
     together = model.encoder.together
     groups: list[list[int]] = rows.tolist() if together else [[row] for row in range(rows.size)]
-    prompts = [data.prompts[i] for i in data.owner.tolist()]
+    prompts = data.of_responses(data.prompts)
     features = model.encoder.read(prompts, data.responses, groups)
     codes = torch.from_numpy(data.owner)
     scores = run_head(model.head.eval(), Items(features, torch.full_like(codes, -1), codes)).values

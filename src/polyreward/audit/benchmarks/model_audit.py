@@ -239,9 +239,8 @@ def _judged(
     progress: Progress | None,
 ) -> tuple[np.ndarray, np.ndarray, bool]:
     """Score of every response, probability of every pair, and whether the latter is the model's own."""
-    index = data.owner
-    prompts = _take(data.prompts, index)
-    annotators = None if data.annotators is None else _take(data.annotators, index)
+    prompts = data.of_responses(data.prompts)
+    annotators = None if data.annotators is None else data.of_responses(data.annotators)
     own = hasattr(model, "evaluate_head") and hasattr(getattr(model, "likelihood", None), "probability")
     if not own:
         scores = score_rows(model, prompts, data.responses, annotators, progress)
@@ -269,10 +268,6 @@ def _judged(
 def _rows(scores: Scores, index: np.ndarray) -> Scores:
     weights = scores.log_weights
     return Scores(scores.values[index], None if weights is None else weights[index])
-
-
-def _take(values: Any, index: np.ndarray) -> Any:
-    return values[index] if isinstance(values, np.ndarray) else [values[i] for i in index.tolist()]
 
 
 def _values(data: PreferenceData, name: str) -> Any:
